@@ -1,0 +1,39 @@
+"""Identifiers: a prefix that names the noun and a random part nobody can guess.
+
+Source: the id shapes of OpenAI's API reference (`file-…`, `ftjob-…`, `ftckpt_…`).
+"""
+
+import secrets
+import string
+
+_ALPHABET = string.ascii_letters + string.digits
+
+PREFIXES = {
+    "project": "proj_",
+    "key": "key_",
+    "file": "file-",
+    "job": "ftjob-",
+    "event": "ftevent-",
+    "checkpoint": "ftckpt_",
+    "rollout": "rollout_",
+    "webhook": "we_",
+    "webhook_event": "evt_",
+    "delivery": "wh_",
+    "request": "req_",
+    "login": "login_",
+}
+
+
+def new_id(noun: str) -> str:
+    """Return a fresh id for `noun`, 24 random characters after its prefix (about 142 bits)."""
+    return PREFIXES[noun] + random_text(24)
+
+
+def random_text(length: int) -> str:
+    """Return `length` random letters and digits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def random_hex(length: int) -> str:
+    """Return `length` random hexadecimal digits."""
+    return secrets.token_hex((length + 1) // 2)[:length]

@@ -1,0 +1,91 @@
+"""Settings: one frozen object, read once from `TUNESMITH_*` variables and passed down.
+
+Every default stands here and in docs/operations.md, nowhere else. Called by the assembling modules
+(`main`, `cli`, `parts`, the worker's entry points); everything below receives the object.
+"""
+
+import os
+import tempfile
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# sun_path holds 108 bytes with its closing NUL.
+_SOCKET_PATH_LIMIT = 100
+
+
+def _default_models() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "tunesmith" / "models"
+
+
+class Settings(BaseSettings):
+    """What an operator may set. Units: seconds, bytes, days."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", frozen=True, extra="ignore")
+
+    data: Path = Path("data")
+    models: Path = Field(default_factory=_default_models)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    database_url: str | None = None
+    broker_url: str | None = None
+    organization: str = "personal"
+    # name -> base model served here, for code that still asks for a hosted model.
+    model_aliases: dict[str, str] = Field(default_factory=dict)
+    # Further base models: "owner/name" from the Hugging Face hub, or "name=/directory". Comma-separated.
+    base_models: str = ""
+    # Hosts and networks a webhook may reach although they are private. Comma-separated.
+    webhook_allow: str = ""
+    # Host names, beside loopback ones and HOST, under which the dashboard may be opened. Comma-separated.
+    allowed_hosts: str = ""
+    max_file_bytes: int = 512 * 1024 * 1024
+    max_json_bytes: int = 8 * 1024 * 1024
+    rollout_retention_days: int = Field(default=30, ge=0)
+    trainers: int = Field(default=1, ge=1)
+    lease_seconds: float = Field(default=30.0, gt=0)
+    poll_seconds: float = Field(default=5.0, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+    threads: int = Field(default=0, ge=0)
+
+    @cached_property
+    def root(self) -> Path:
+        """The data directory, absolute."""
+        return self.data.expanduser().resolve()
+
+    @cached_property
+    def database(self) -> str:
+        """The SQLAlchemy URL: the operator's, or SQLite inside the data directory."""
+        return self.database_url or f"sqlite:///{self.root / 'tunesmith.db'}"
+
+    @cached_property
+    def socket(self) -> Path:
+        """The embedded broker's socket; in a short temporary folder where its path would be too long."""
+        path = self.root / "run" / "broker.sock"
+        if len(str(path).encode()) <= _SOCKET_PATH_LIMIT:
+            return path
+        name = sha256(str(path).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{name}" / "broker.sock"
+
+    @cached_property
+    def broker(self) -> str:
+        """The Celery broker URL: the operator's, or the embedded Valkey's socket."""
+        return self.broker_url or f"redis+socket://{self.socket}"
+
+    @property
+    def embedded_broker(self) -> bool:
+        """True when this service runs its own broker."""
+        return self.broker_url is None
+
+    @property
+    def address(self) -> str:
+        """The address a person opens."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{host}:{self.port}"
+
+    def listed(self, text: str) -> tuple[str, ...]:
+        """Split a comma-separated setting."""
+        return tuple(part.strip() for part in text.split(",") if part.strip())

