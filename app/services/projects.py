@@ -1,0 +1,23 @@
+"""Projects: what keys, files and jobs belong to. One exists from the first start."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.core import clock
+from app.core.ids import new_id
+from app.core.tables import Project
+
+
+def default_project(session: Session) -> Project:
+    """Return the oldest project, making it on the first start."""
+    project = session.scalars(select(Project).order_by(Project.created_at, Project.id).limit(1)).first()
+    if project is None:
+        project = Project(id=new_id("project"), name="Default project", created_at=clock.now())
+        session.add(project)
+        session.flush()
+    return project
+
+
+def get_project(session: Session, *, project_id: str) -> Project:
+    """Return a project that is known to exist, as its key or login says."""
+    return session.get_one(Project, project_id)

@@ -1,0 +1,1 @@
+"""What runs jobs: Celery tasks, the supervisor, the trainer process and the engine."""

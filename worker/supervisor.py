@@ -1,0 +1,210 @@
+"""The supervisor: a thread of the Celery worker that claims jobs and spawns a trainer for each.
+
+It wakes on a message or by polling, whichever comes first; the database alone says what there is to do.
+Called by `tasks.py` when the worker starts and stops.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from app.core import clock
+from app.core.context import Context
+from app.core.db import Database, journal_mode, sqlite_module
+from app.services import heartbeats, leases, models, rollouts
+from app.services.leases import Lease
+from worker import delivery
+from worker import models as store
+
+logger = logging.getLogger("worker.supervisor")
+
+BEAT_SECONDS = 5.0
+SWEEP_SECONDS = 10.0
+RETENTION_SECONDS = 3600.0
+# How long a trainer may take to finish its step when the worker is asked to stop.
+GRACE_SECONDS = 25.0
+
+
+@dataclass(slots=True)
+class Trainer:
+    """A running trainer process and the lease it works under."""
+
+    lease: Lease
+    process: "subprocess.Popen[bytes]"
+
+
+class Supervisor(threading.Thread):
+    """Keeps up to `settings.trainers` trainers at work until stopped."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(name="supervisor", daemon=True)
+        self._context = context
+        self._settings = context.settings
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._trainers: list[Trainer] = []
+        self._delivery = threading.Thread(name="delivery")
+        self._due = {"beat": 0.0, "sweep": 0.0, "retention": 0.0}
+
+    def wake(self) -> None:
+        """Look at the database now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop claiming, let the trainers finish their step, and end those that don't in time."""
+        self._stop.set()
+        self._wake.set()
+        self.join()
+
+    def run(self) -> None:
+        """Work until stopped. A database that is away is waited for."""
+        while not self._stop.is_set():
+            try:
+                self._round()
+            except Exception:  # boundary: the supervisor must outlive any one failure
+                logger.exception("a round of the supervisor failed")
+            self._wake.wait(self._pause())
+            self._wake.clear()
+        self._end_trainers()
+
+    def _round(self) -> None:
+        self._reap()
+        self._fence()
+        if self._is_due("beat", BEAT_SECONDS):
+            self._beat()
+        if self._is_due("sweep", SWEEP_SECONDS):
+            self._sweep()
+        if self._is_due("retention", RETENTION_SECONDS):
+            self._forget_old_rollouts()
+        while len(self._trainers) < self._settings.trainers and self._claim():
+            pass
+
+    def _pause(self) -> float:
+        # While a trainer runs, its end or its loss of the lease should be seen soon.
+        return min(self._settings.poll_seconds, 0.5 if self._trainers else BEAT_SECONDS)
+
+    def _is_due(self, name: str, every: float) -> bool:
+        if time.monotonic() < self._due[name]:
+            return False
+        self._due[name] = time.monotonic() + every
+        return True
+
+    def _claim(self) -> bool:
+        owner = f"{socket.gethostname()}:{os.getpid()}"
+        with self._context.db.transaction() as session:
+            lease = leases.claim(
+                session,
+                owner=owner,
+                seconds=self._settings.lease_seconds,
+                max_attempts=self._settings.max_attempts,
+            )
+        if lease is None:
+            return False
+        command = [sys.executable, "-m", "worker.trainer", lease.job_id, str(lease.token)]
+        # A session of its own: the whole group, grader processes included, can be ended at once.
+        self._trainers.append(Trainer(lease, subprocess.Popen(command, start_new_session=True)))
+        logger.info("job %s: trainer %s started", lease.job_id, self._trainers[-1].process.pid)
+        return True
+
+    def _reap(self) -> None:
+        for trainer in list(self._trainers):
+            code = trainer.process.poll()
+            if code is None:
+                continue
+            self._trainers.remove(trainer)
+            logger.info("job %s: trainer ended with %s", trainer.lease.job_id, code)
+            self._kill_group(trainer)
+            # A trainer that ended well gave its lease up already, and this changes nothing.
+            with self._context.db.transaction() as session:
+                leases.abandon(session, lease=trainer.lease, back_off=0.0 if code < 0 else 2.0)
+
+    def _fence(self) -> None:
+        """End trainers whose job was cancelled or taken over."""
+        for trainer in self._trainers:
+            with self._context.db.reading() as session:
+                held = leases.holds(session, lease=trainer.lease)
+            # One that has just given its lease up ends by itself.
+            if not held and not self._ends_within(trainer, 2.0):
+                logger.info("job %s: trainer fenced", trainer.lease.job_id)
+                self._kill_group(trainer)
+
+    def _end_trainers(self) -> None:
+        for trainer in self._trainers:
+            trainer.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for trainer in self._trainers:
+            if not self._ends_within(trainer, max(0.0, deadline - time.monotonic())):
+                self._kill_group(trainer)
+                trainer.process.wait()
+        self._reap()
+
+    @staticmethod
+    def _ends_within(trainer: Trainer, seconds: float) -> bool:
+        try:
+            trainer.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    @staticmethod
+    def _kill_group(trainer: Trainer) -> None:
+        try:
+            os.killpg(trainer.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def _beat(self) -> None:
+        found = {model.id: asdict(model) for model in store.scan(self._settings)}
+        for details in found.values():
+            details["path"] = str(details["path"]) if details["path"] else None
+        with self._context.db.transaction() as session:
+            heartbeats.beat(session, part="worker", detail=self._detail())
+            models.register_base_models(session, found=found)
+
+    def _detail(self) -> dict[str, object]:
+        return {
+            "cores": os.cpu_count(),
+            "device": device(),
+            "trainers": [trainer.lease.job_id for trainer in self._trainers],
+            "slots": self._settings.trainers,
+            "database": describe(self._context.db),
+        }
+
+    def _sweep(self) -> None:
+        with self._context.db.transaction() as session:
+            leases.sweep(session, max_attempts=self._settings.max_attempts)
+        if not self._delivery.is_alive():
+            # Beside this thread: a slow endpoint must not keep a job waiting.
+            self._delivery = threading.Thread(
+                target=delivery.deliver_due, args=(self._context,), name="delivery", daemon=True
+            )
+            self._delivery.start()
+
+    def _forget_old_rollouts(self) -> None:
+        days = self._settings.rollout_retention_days
+        if not days:
+            return
+        with self._context.db.transaction() as session:
+            gone = rollouts.forget_old(session, before=clock.now() - days * 86_400)
+        for uri in gone:
+            self._context.storage.remove(uri)
+
+
+def describe(database: Database) -> str:
+    """Say which database this is and, for SQLite, which library and journal."""
+    if not database.is_sqlite:
+        return database.url.get_backend_name()
+    return f"SQLite {sqlite_module().sqlite_version}, journal {journal_mode()}"
+
+
+def device() -> str:
+    """Say what trainers will compute on, without loading torch into this process."""
+    gpus = list(Path("/dev").glob("nvidia[0-9]*"))
+    return f"GPU ({len(gpus)})" if gpus else "CPU"
