@@ -84,6 +84,7 @@ class Run:
             config=plan.config,
             grammar=plan.grammar,
             resume=self._resume_from(),
+            base_line=not self._has_step(0),
         )
         for report in run.steps():
             status = self._commit(run, policy, plan, scorer, report)
@@ -102,8 +103,6 @@ class Run:
         """Make a step durable, then true; return the job's status."""
         train = _graded(report.rollouts, scorer)
         valid = _graded(report.validation.rollouts if report.validation else (), scorer)
-        if report.step == 0 and self._has_step(0):
-            return "running"
         data = metrics.metrics(report, plan.grader, train, valid)
         batches = [
             self._write_batch(report.step, split, graded)
@@ -128,9 +127,12 @@ class Run:
                 training_seconds=report.metrics.iteration_seconds,
                 remaining_seconds=plan.pace.remaining(report.step),
             )
+            for note in run.notes:
+                events.append(session, job_id=self.lease.job_id, level="warn", message=note)
             for uri, split, graded in batches:
                 self._name_batch(session, report.step, split, uri, graded)
             dropped = self._name_checkpoint(session, report.step, kept, data, reward) if kept else []
+        run.notes.clear()
         self._remove([*self._stale, *dropped])
         self._stale = [checkpoint[0]] if checkpoint else []
         return status
@@ -168,12 +170,14 @@ class Run:
             steps = session.scalars(
                 select(Step.metrics).where(Step.job_id == job.id).order_by(Step.step)
             ).all()
-        stored = files.store_upload(
-            self.context.storage, project_id=job.project_id, chunks=[metrics.result_csv(steps)]
-        )
-        with files.kept_if_named(self.context.storage, stored), self.context.db.transaction() as session:
-            file = files.create_file(
-                session, stored=stored, filename="step_metrics.csv", purpose="fine-tune-results"
+        with self.context.db.transaction() as session:
+            file = files.save_result(
+                session,
+                storage=self.context.storage,
+                project_id=job.project_id,
+                filename="step_metrics.csv",
+                purpose="fine-tune-results",
+                data=metrics.result_csv(steps),
             )
             name = models.tuned_name(
                 base=job.model, organization=self.context.settings.organization, suffix=job.suffix

@@ -1,7 +1,7 @@
 """How a webhook travels: claimed under a lease, signed, tried on a schedule, each answer recorded once.
 
 At least once, in no promised order, one at a time per endpoint. The post itself happens outside any
-transaction, in worker/delivery.py, which calls this.
+transaction, in worker/delivery.py, which calls this; the dashboard lists deliveries.
 
 Source: Standard Webhooks (https://www.standardwebhooks.com); reliability.md §4.
 """
@@ -21,6 +21,7 @@ from app.core.clock import seconds
 from app.core.db import database_now
 from app.core.ids import new_id
 from app.core.outbound import Answer
+from app.core.page import Page, read_page
 from app.core.tables import Delivery, Webhook, WebhookEndpoint
 from app.services.webhooks import EventType, disable_endpoint, new_delivery_id
 
@@ -129,6 +130,20 @@ def record_attempt(session: Session, *, claim: Claim, outcome: Answer | Failure)
     if recorded is not None and status_code == 410:
         disable_endpoint(session, endpoint_id=claim.endpoint_id, reason="The endpoint answered 410 Gone.")
     return recorded is not None
+
+
+def list_deliveries(
+    session: Session, *, endpoint_id: str, limit: int = 20, after: str | None = None
+) -> Page[Delivery]:
+    """Return a page of an endpoint's deliveries, newest first."""
+    return read_page(
+        session,
+        select(Delivery).where(Delivery.endpoint_id == endpoint_id),
+        keys=[Delivery.created_at, Delivery.id],
+        id_column=Delivery.id,
+        limit=limit,
+        after=after,
+    )
 
 
 def pause_before(attempt: int, *, retry_after: float | None = None, jitter: float | None = None) -> float:

@@ -6,6 +6,7 @@ validator and one set of messages.
 Source: https://platform.openai.com/docs/api-reference/fine-tuning/create
 """
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -87,7 +88,7 @@ def list_jobs(
     if without_labels:
         query = query.where(Job.labels.is_(None))
     for key, value in (labels or {}).items():
-        query = query.where(Job.labels[key].as_string() == value)
+        query = query.where(Job.labels[_json_key(session, key)].as_string() == value)
     return read_page(
         session,
         query,
@@ -96,6 +97,13 @@ def list_jobs(
         limit=limit,
         after=after,
     )
+
+
+def _json_key(session: Session, key: str) -> str:
+    """Return `key` as this database wants it: SQLite reads it inside a quoted JSON path."""
+    if session.get_bind().dialect.name == "sqlite":
+        return json.dumps(key, ensure_ascii=False)[1:-1]
+    return key
 
 
 def queue_position(session: Session, *, job: Job) -> int:

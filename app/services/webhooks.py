@@ -145,8 +145,11 @@ def emit(session: Session, *, project_id: str, type: EventType, object_id: str) 
     )
     session.add(webhook)
     session.flush()
-    enabled = select(WebhookEndpoint).where(
-        WebhookEndpoint.project_id == project_id, WebhookEndpoint.disabled_reason.is_(None)
+    # Locked against deletion: an endpoint that went away now would fail the caller's own transaction.
+    enabled = (
+        select(WebhookEndpoint)
+        .where(WebhookEndpoint.project_id == project_id, WebhookEndpoint.disabled_reason.is_(None))
+        .with_for_update(read=True, key_share=True)
     )
     interested = [endpoint for endpoint in session.scalars(enabled) if type in endpoint.event_types]
     session.add_all(
@@ -164,20 +167,6 @@ def emit(session: Session, *, project_id: str, type: EventType, object_id: str) 
     if interested:
         nudge(session, DELIVER)
     return webhook
-
-
-def list_deliveries(
-    session: Session, *, endpoint_id: str, limit: int = 20, after: str | None = None
-) -> Page[Delivery]:
-    """Return a page of an endpoint's deliveries, newest first."""
-    return read_page(
-        session,
-        select(Delivery).where(Delivery.endpoint_id == endpoint_id),
-        keys=[Delivery.created_at, Delivery.id],
-        id_column=Delivery.id,
-        limit=limit,
-        after=after,
-    )
 
 
 def checked_type(text: str, *, param: str = "event_type") -> EventType:

@@ -1,0 +1,62 @@
+"""Inverse-CDF draws: the right token for a uniform, the right shares over many, never a masked one."""
+
+import pytest
+import torch
+
+from worker.engine.drawing import draw
+from worker.engine.errors import NonFinite
+
+
+def test_each_uniform_falls_where_the_running_sum_says() -> None:
+    shares = torch.tensor([0.1, 0.2, 0.0, 0.7])
+    uniforms = torch.tensor([0.05, 0.15, 0.299, 0.301, 0.999], dtype=torch.float64)
+    tokens, logprobs = draw(shares.log().repeat(5, 1), uniforms, 1.0)
+    assert tokens.tolist() == [0, 1, 1, 3, 3]
+    assert logprobs.tolist() == pytest.approx([shares[token].log().item() for token in tokens.tolist()])
+
+
+def test_shares_match_the_softmax_over_a_vocabulary_of_many_blocks() -> None:
+    draw_from = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0)) * 2
+    expected = draw_from[0].softmax(-1)
+    uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    tokens, logprobs = draw(draw_from.repeat(20_000, 1), uniforms, 1.0)
+    found = torch.bincount(tokens, minlength=1000) / 20_000
+    assert (found - expected).abs().max() < 1.5 / 20_000
+    torch.testing.assert_close(logprobs, expected.log()[tokens], atol=1e-5, rtol=0)
+
+
+def test_temperature_sharpens_the_distribution_that_is_reported() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    tokens, logprobs = draw(logits.clone(), torch.tensor([0.99], dtype=torch.float64), 0.5)
+    assert logprobs[0] == pytest.approx((logits / 0.5).log_softmax(-1)[0, tokens[0]].item(), abs=1e-6)
+
+
+def test_temperature_zero_takes_the_likeliest_whatever_the_uniform() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0]]).repeat(2, 1)
+    tokens, logprobs = draw(logits.clone(), torch.tensor([0.001, 0.999], dtype=torch.float64), 0.0)
+    assert tokens.tolist() == [1, 1]
+    assert logprobs.tolist() == pytest.approx([logits.log_softmax(-1)[0, 1].item()] * 2)
+
+
+def test_a_masked_token_is_never_drawn_not_even_at_the_ends() -> None:
+    logits = torch.full((4, 700), float("-inf"))
+    logits[:, 300:303] = torch.tensor([-40.0, 0.0, -40.0])
+    ends = torch.tensor([1e-16, 0.25, 0.75, 1 - 1e-16], dtype=torch.float64)
+    tokens, logprobs = draw(logits, ends, 1.0)
+    assert set(tokens.tolist()) <= {300, 301, 302}
+    assert bool(torch.isfinite(logprobs).all())
+
+
+def test_a_single_choice_has_log_prob_zero() -> None:
+    logits = torch.full((1, 10), float("-inf"))
+    logits[0, 4] = -3.3
+    tokens, logprobs = draw(logits, torch.tensor([0.5], dtype=torch.float64), 1.0)
+    assert (tokens.item(), logprobs.item()) == (4, 0.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_distribution_are_refused(bad: float) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1] = bad
+    with pytest.raises(NonFinite):
+        draw(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), 1.0)

@@ -1,0 +1,111 @@
+"""Loading, the adapter on, off and merged, and what an unsupported model meets."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+
+from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for, settings
+from worker.engine.attention import PackedLayout
+from worker.engine.errors import CheckpointRefused, UnsupportedModel
+from worker.engine.packing import Tree, pack
+from worker.engine.policy import Policy
+
+
+@torch.no_grad()
+def logits(policy: Policy, text: tuple[int, ...]) -> torch.Tensor:
+    packed = pack((), [Tree(text)])
+    return policy.logits(policy.hidden(packed.token_ids, packed.positions, PackedLayout(packed)))
+
+
+TEXT = (1, 50, 60, 70, 80, 90)
+
+
+def test_a_fresh_adapter_is_the_base_and_depends_on_the_seed_alone(load: Load) -> None:
+    policy, again, other = load(), load(), load(seed=8)
+    with policy.base():
+        base = logits(policy, TEXT)
+    assert torch.equal(logits(policy, TEXT), base)
+    for name, parameter in policy.adapter.items():
+        assert torch.equal(parameter, again.adapter[name])
+        assert ("lora_B" in name) == torch.equal(parameter, other.adapter[name])
+
+
+def test_merged_equals_adapter_and_base_comes_back_to_the_bit(load: Load) -> None:
+    policy = load(trained=True)
+    adapted = logits(policy, TEXT)
+    with policy.base():
+        base = logits(policy, TEXT)
+    assert (adapted - base).abs().max() > 0.1
+    for _ in range(3):
+        with policy.merged():
+            torch.testing.assert_close(logits(policy, TEXT), adapted, atol=1e-4, rtol=1e-5)
+    with policy.base():
+        assert torch.equal(logits(policy, TEXT), base)
+    assert torch.equal(logits(policy, TEXT), adapted)
+
+
+def test_all_linear_layers_are_adapted_and_only_the_adapter_learns(load: Load) -> None:
+    policy = load()
+    assert len(policy.adapter) == 2 * 7 * 2
+    assert policy.parameter_count == sum(
+        parameter.numel() for name, parameter in policy._adapted.named_parameters() if "lora_" not in name
+    )
+
+
+def test_encode_chat_ends_where_the_assistant_begins(load: Load) -> None:
+    policy = load()
+    tokens = policy.encode_chat([{"role": "user", "content": "ab"}])
+    assert policy.tokenizer.decode(tokens) == "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n"
+
+
+# peft asks transformers for a property by its old name.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_adapter_s_files_are_what_peft_itself_reads(load: Load, tiny_model: Path, tmp_path: Path) -> None:
+    policy = load(trained=True)
+    policy.save_adapter(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    # No path of this machine travels with a model.
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path)
+    with torch.no_grad():
+        theirs = plain(torch.tensor([TEXT])).logits[0]
+    torch.testing.assert_close(theirs, logits(policy, TEXT), atol=1e-4, rtol=1e-4)
+    fresh = load()
+    fresh.load_adapter(tmp_path)
+    assert torch.equal(logits(fresh, TEXT), logits(policy, TEXT))
+    assert all(
+        tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "adapter_model.safetensors").values()
+    )
+
+
+def test_an_adapter_of_another_rank_is_refused(load: Load, tmp_path: Path) -> None:
+    load(lora_rank=2).save_adapter(tmp_path)
+    with pytest.raises(CheckpointRefused, match="rank"):
+        load().load_adapter(tmp_path)
+
+
+def test_a_model_with_its_own_attention_is_refused_with_its_name(tiny_model: Path, tmp_path: Path) -> None:
+    config = BloomConfig(vocab_size=264, hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
+    with pytest.raises(UnsupportedModel, match="BloomForCausalLM"):
+        Policy.load(tmp_path, config=settings())
+
+
+def test_plain_logprobs_of_the_tests_are_the_model_s_own(load: Load) -> None:
+    # The yardstick of the other tests: it must not run through the code it measures.
+    policy = load(trained=True)
+    (prompt,) = prompts_for(policy, "x")
+    answer = (40, 41, 42)
+    ours = logits(policy, (*prompt.token_ids, *answer))[len(prompt.token_ids) - 1 : -1].log_softmax(-1)
+    theirs = plain_logprobs(policy, prompt, answer).detach()
+    torch.testing.assert_close(ours.gather(1, torch.tensor(answer)[:, None])[:, 0], theirs, atol=1e-5, rtol=0)

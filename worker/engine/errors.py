@@ -1,0 +1,38 @@
+"""What can stop a run for good, or a single step. The runner turns these into the job's error.
+
+Raised by the engine's modules; caught inside the engine only where a step may be skipped or retried.
+"""
+
+
+class EngineError(Exception):
+    """A failure the engine can name; `code` is the job's error code."""
+
+    code = "training_failed"
+
+
+class NumericalInstability(EngineError):
+    """Numbers stopped being finite again after a roll-back at half the rate."""
+
+    code = "numerical_instability"
+
+
+class OutOfMemory(EngineError):
+    """One answer alone does not fit into memory."""
+
+    code = "out_of_memory"
+
+
+class UnsupportedModel(EngineError):
+    """The model computes something the prefix-shared forward does not reproduce."""
+
+    code = "unsupported_model"
+
+
+class CheckpointRefused(EngineError):
+    """A checkpoint is damaged, another run's, or gives other numbers than when it was saved."""
+
+    code = "checkpoint_refused"
+
+
+class NonFinite(EngineError):
+    """A forward pass gave numbers that are not finite; the step is skipped."""

@@ -1,0 +1,160 @@
+"""From graded groups to a gradient: pack, forward, loss, backward, micro-batch by micro-batch.
+
+Each prompt's forward and backward run once for all its answers; their gradients meet in the shared tokens.
+Called once a step by `reinforcement.py`; applying the gradient is `optimizer.py`'s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.engine.attention import PackedLayout
+from worker.engine.batches import Group, micro_batches
+from worker.engine.config import TrainingConfig
+from worker.engine.errors import OutOfMemory
+from worker.engine.grammar import Bits, Grammar, replay
+from worker.engine.logprobs import token_logprobs
+from worker.engine.losses import token_loss
+from worker.engine.packing import Packed, Tree, common_prefix, pack, shared_length
+from worker.engine.policy import Policy
+
+
+@dataclass(slots=True)
+class Gradient:
+    """Figures of a gradient now lying in the adapter's `.grad`: means over all answer tokens of the step."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    sampler_trainer_kl: float = 0.0
+    clip_fraction: float = 0.0
+    entropy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """The answer tokens of a micro-batch that had a choice, in one row."""
+
+    packed: Packed
+    states: Tensor  # [T] where in the packed row each token is predicted
+    targets: Tensor  # [T]
+    old_logprobs: Tensor  # [T]
+    advantages: Tensor  # [T]
+    masks: list[Bits | None]
+
+
+def compute_gradient(
+    policy: Policy, groups: Sequence[Group], config: TrainingConfig, grammar: Grammar | None, budget: int
+) -> tuple[Gradient, int]:
+    """Fill the adapter's `.grad` with the step's gradient; return its figures and the budget that fitted.
+
+    When memory runs out the whole gradient is started again with half the micro-batch: the same sum in
+    smaller parts.
+    Raises: OutOfMemory when one answer at a time is still too much.
+    """
+    while True:
+        batches = micro_batches(groups, budget)
+        try:
+            return _accumulate(policy, batches, config, grammar), budget
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if all(len(batch) == 1 and len(batch[0].answers) == 1 for batch in batches):
+            raise OutOfMemory(
+                "Training one answer at a time does not fit into memory: use a smaller model, shorter "
+                "prompts, or a lower max_completion_tokens."
+            )
+        budget = max(1, budget // 2)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is a failed allocation; on a CPU torch says so only in its message."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _accumulate(
+    policy: Policy, batches: Sequence[Sequence[Group]], config: TrainingConfig, grammar: Grammar | None
+) -> Gradient:
+    for parameter in policy.adapter.values():
+        parameter.grad = None
+    answers = [answer for batch in batches for group in batch for answer in group.answers]
+    # Forced tokens count too: an answer's weight is its length, however much of it the grammar wrote.
+    tokens = sum(len(answer.token_ids) for answer in answers)
+    total = Gradient()
+    for batch in batches:
+        _micro_batch(policy, _lay_out(policy, batch, grammar), config, tokens, total)
+    return total
+
+
+def _micro_batch(
+    policy: Policy, scored: _Scored, config: TrainingConfig, tokens: int, total: Gradient
+) -> None:
+    def logprobs() -> tuple[Tensor, Tensor]:
+        layout = PackedLayout(scored.packed)
+        states = policy.hidden(scored.packed.token_ids, scored.packed.positions, layout)[scored.states]
+        return token_logprobs(
+            policy.logits, states, scored.targets, temperature=config.temperature, masks=scored.masks
+        )
+
+    base = None
+    if config.kl_beta > 0:
+        with torch.no_grad(), policy.base():
+            base, _ = logprobs()
+    current, entropy = logprobs()
+    result = token_loss(
+        current,
+        scored.old_logprobs,
+        scored.advantages,
+        base,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        kl_beta=config.kl_beta,
+    )
+    (result.loss / tokens).backward()  # type: ignore[no-untyped-call]
+    total.loss += result.loss.item() / tokens
+    total.kl += result.kl.item() / tokens
+    total.sampler_trainer_kl += result.sampler_trainer_kl.item() / tokens
+    total.clip_fraction += result.clipped.item() / tokens
+    total.entropy += entropy.sum().item() / tokens
+
+
+def _lay_out(policy: Policy, groups: Sequence[Group], grammar: Grammar | None) -> _Scored:
+    common = common_prefix([group.prompt for group in groups])
+    trees, forks = [], []
+    for group in groups:
+        # The last token of an answer predicts nothing, so it is never read.
+        inputs = [tuple(answer.token_ids[:-1]) for answer in group.answers]
+        fork = shared_length(inputs)
+        trunk = (*group.prompt[common:], *inputs[0][:fork])
+        trees.append(Tree(trunk, tuple(tokens[fork:] for tokens in inputs)))
+        forks.append(len(group.prompt) + fork)
+    packed = pack(groups[0].prompt[:common], trees, policy.device)
+    states: list[int] = []
+    targets: list[int] = []
+    old: list[float] = []
+    advantages: list[float] = []
+    masks: list[Bits | None] = []
+    for group, span, fork in zip(groups, packed.spans, forks, strict=True):
+        for answer, branch in zip(group.answers, span.branch_starts, strict=True):
+            choices = replay(grammar, answer.token_ids) if grammar else None
+            for place, token in enumerate(answer.token_ids):
+                if choices is not None and choices[place] is None:
+                    continue
+                before = len(group.prompt) + place - 1
+                states.append(span.start + before - common if before < fork else branch + before - fork)
+                targets.append(token)
+                old.append(answer.old_logprobs[place])
+                advantages.append(answer.advantage)
+                masks.append(choices[place] if choices is not None else None)
+    device = policy.device
+    return _Scored(
+        packed,
+        torch.tensor(states, dtype=torch.long, device=device),
+        torch.tensor(targets, dtype=torch.long, device=device),
+        torch.tensor(old, device=device),
+        torch.tensor(advantages, device=device),
+        masks,
+    )
