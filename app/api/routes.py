@@ -1,0 +1,42 @@
+"""Assembles the API: an application of its own, so that its errors and guards never touch a page.
+
+Called by `app/main.py`, which mounts it under /v1.
+"""
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from app.api import (
+    checkpoints,
+    evaluations,
+    events,
+    files,
+    handlers,
+    jobs,
+    models,
+    multipart,
+    rollouts,
+    webhooks,
+)
+from app.api.guard import KeyGuard
+from app.core.context import Context
+
+NOUNS = (files, events, checkpoints, rollouts, evaluations, jobs, models, webhooks)
+
+
+def api(context: Context) -> FastAPI:
+    """Return the API over `context`."""
+    app = FastAPI(
+        title="Tunesmith",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(KeyGuard, context=context)],
+    )
+    app.state.context = context
+    app.state.uploads = multipart.upload_slots()
+    handlers.install(app)
+    for noun in NOUNS:
+        app.include_router(noun.router)
+    return app

@@ -1,0 +1,136 @@
+"""Every page renders, for every status, with the headers that protect it and nothing from elsewhere."""
+
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.core.context import Context
+from app.core.status import STATUSES
+from app.services import events
+from tests.app.dashboard.seed import Seeded
+
+PATHS = ("/finetune", "/finetune/new", "/models", "/storage/files", "/webhooks", "/api-keys")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_page_renders(browser: TestClient, path: str) -> None:
+    answer = browser.get(path)
+    assert answer.status_code == 200
+    assert answer.text.count("<h1>") == 1
+    assert "Default project" in answer.text
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("tab", ["", "/events", "/config", "/rollouts"])
+def test_job_renders_in_every_status(browser: TestClient, seeded: Seeded, status: str, tab: str) -> None:
+    job = getattr(seeded, {"validating_files": "validating", "pausing": "running"}.get(status, status))
+    answer = browser.get(f"/finetune/{job}{tab}")
+    assert answer.status_code == 200
+    if tab != "/rollouts" and status != "pausing":
+        assert f'data-status="{status}"' in answer.text
+
+
+def test_running_job_shows_what_was_measured(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get(f"/finetune/{seeded.running}").text
+    assert 'data-points="13"' in text
+    assert 'data-last-valid="0.7770"' in text
+    assert "Validation 0.78 at step 10, best so far" in text
+    assert "Provisional" in text
+    assert text.count('data-testid="checkpoint-row"') == 2
+
+
+def test_finished_job_gives_a_verdict_from_the_test_file(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get(f"/finetune/{seeded.succeeded}").text
+    assert "Mean reward, test file, 120 items" in text
+    assert "Better than the base model: +" in text
+    assert "Provisional" not in text
+    assert "hx-sse:connect" not in text
+
+
+def test_failed_job_says_why_and_what_to_do(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get(f"/finetune/{seeded.failed}").text
+    assert "Failed in training file" in text
+    assert "did you mean &#34;assistant&#34;?" in text
+    assert "Mend the lines it names" in text
+
+
+def test_filter_shows_its_jobs_only(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get("/finetune?filter=successful").text
+    assert f"row-{seeded.succeeded}" in text
+    assert f"row-{seeded.running}" not in text
+
+
+def test_model_output_is_text(browser: TestClient, context: Context, seeded: Seeded) -> None:
+    with context.db.transaction() as session:
+        events.append(session, job_id=seeded.running, message="<script>alert(1)</script>")
+    text = browser.get(f"/finetune/{seeded.running}").text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script>alert" not in text
+
+
+def test_no_inline_style_or_script_code(browser: TestClient, seeded: Seeded) -> None:
+    for path in (*PATHS, f"/finetune/{seeded.running}", f"/finetune/{seeded.running}/rollouts"):
+        text = browser.get(path).text
+        assert not re.search(r"\sstyle=", text)
+        assert not re.search(r"\son[a-z]+=", text)
+        for attributes in re.findall(r"<script([^>]*)>", text):
+            assert "src=" in attributes or 'type="application/json"' in attributes
+
+
+def test_headers_protect_the_page(browser: TestClient) -> None:
+    headers = browser.get("/finetune").headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+
+
+def test_static_files_are_kept_for_ever_under_their_digest(browser: TestClient) -> None:
+    text = browser.get("/finetune").text
+    for address in re.findall(r'(?:href|src)="(/static/[^"]+)"', text):
+        answer = browser.get(address)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"], address
+
+
+def test_unknown_pages_and_jobs_are_404_pages(browser: TestClient) -> None:
+    for path in ("/nowhere", "/finetune/ftjob-none", "/storage/files/file-none", "/webhooks/we_none"):
+        answer = browser.get(path)
+        assert answer.status_code == 404
+        assert "Nothing here" in answer.text
+        assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_wrong_parameter_is_a_422_page(browser: TestClient, seeded: Seeded) -> None:
+    answer = browser.get(f"/finetune/{seeded.succeeded}/rollouts?step=many")
+    assert answer.status_code == 422
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_api_paths_stay_the_apis(browser: TestClient) -> None:
+    answer = browser.get("/v1/nowhere")
+    assert answer.headers["content-type"].startswith("application/json")
+
+
+def test_crash_is_a_page_with_the_request_id(browser: TestClient, seeded: Seeded, context: Context) -> None:
+    with context.db.transaction() as session:
+        session.connection().exec_driver_sql("ALTER TABLE checkpoints RENAME TO gone")
+    answer = browser.get(f"/finetune/{seeded.running}")
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] in answer.text
+
+
+def test_rollouts_group_samples_best_first(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get(f"/finetune/{seeded.succeeded}/rollouts?split=train&step=6").text
+    assert text.count('data-testid="rollout-prompt"') == 8
+    assert text.count('data-testid="rollout-sample"') == 8
+    rewards = re.findall(r'class="reward [a-z]*">([\d.]+)', text)
+    assert rewards == sorted(rewards, reverse=True)
+
+
+def test_a_step_that_was_not_sampled_shows_the_last_one(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get(f"/finetune/{seeded.succeeded}/rollouts?split=valid&step=999&prompt=999").text
+    assert text.count('data-testid="rollout-prompt"') == 60
