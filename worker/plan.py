@@ -132,7 +132,9 @@ class Plan:
         grammar = None
         if self.response_schema is not None:
             try:
-                grammar = Grammar.from_json_schema(self.response_schema, policy.tokenizer)
+                grammar = Grammar.from_json_schema(
+                    self.response_schema, policy.tokenizer, vocabulary=policy.vocabulary
+                )
             except ValueError as problem:
                 where = "method.reinforcement.response_format"
                 raise PlanError("invalid_response_format", str(problem), where) from problem

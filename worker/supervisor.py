@@ -18,7 +18,7 @@ from pathlib import Path
 from app.core import clock
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
-from app.services import heartbeats, leases, models, rollouts
+from app.services import files, heartbeats, leases, models, rollouts
 from app.services.leases import Lease
 from worker import delivery
 from worker import models as store
@@ -180,6 +180,7 @@ class Supervisor(threading.Thread):
     def _sweep(self) -> None:
         with self._context.db.transaction() as session:
             leases.sweep(session, max_attempts=self._settings.max_attempts)
+            files.delete_expired(session, storage=self._context.storage)
         if not self._delivery.is_alive():
             # Beside this thread: a slow endpoint must not keep a job waiting.
             self._delivery = threading.Thread(

