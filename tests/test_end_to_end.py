@@ -16,6 +16,7 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
+
 from tests.factories import jsonl, question
 from tests.receiver import Receiver, listening
 from tests.service import Service, running_service
@@ -168,7 +169,7 @@ def trainer_of(service: Service) -> int:
 
 
 def test_killed_trainer_and_worker_change_nothing(client: OpenAI, service: Service) -> None:
-    """kill -9 of the trainer, then of the worker: the job goes on from its last step and none is done twice."""
+    """After kill -9 of the trainer, then of the worker, the job goes on; no step is done twice."""
     job_id = create(client, train=40, max_completion_tokens=24)
     wait(client, service, job_id, lambda job: job.status == "running" and len(steps(client, job_id)) >= 2)
     os.kill(trainer_of(service), signal.SIGKILL)

@@ -49,7 +49,11 @@ def create(context: Context) -> MakeJob:
         numbers |= {"lora_rank": 4, "eval_interval": 2, "eval_samples": 1} | (hyperparameters or {})
         with context.db.transaction() as session:
             project = projects.default_project(session)
-            given = {"training_file": rows(12) if train is None else train, "validation_file": valid, "test_file": test}
+            given = {
+                "training_file": rows(12) if train is None else train,
+                "validation_file": valid,
+                "test_file": test,
+            }
             ids = {
                 key: make_file(session, project, context.storage, data=data).id
                 for key, data in given.items()
