@@ -45,6 +45,12 @@ def test_low_signal_warns_after_three_steps() -> None:
     assert series.meters([*low, event(4, silent=2)])[0].warning is None
 
 
+def test_a_solved_task_needs_no_warning() -> None:
+    low = [event(step, silent=8) for step in (1, 2, 3)]
+    low[-1].data["scores"]["train_reward_mean"] = 0.97
+    assert series.meters(low)[0].warning is None
+
+
 def test_meter_parts_make_the_whole() -> None:
     for meter in series.meters([event(step) for step in range(1, 12)]):
         assert sum(part.width for part in meter.parts) == pytest.approx(100, abs=0.1)

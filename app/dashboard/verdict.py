@@ -1,0 +1,74 @@
+"""The verdict in a sentence: is the tuned model better than its base, by how much, on how many items.
+
+Words for what services.evaluations measured. Until the test file is scored a number is provisional.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.core.tables import Event, Job
+from app.dashboard import format, series
+from app.dashboard.job_contexts import Bar, Verdict
+from app.services import evaluations
+
+
+def verdict(session: Session, job: Job, metrics: Sequence[Event]) -> Verdict:
+    """Return the job's verdict card, whatever is known so far."""
+    measured = evaluations.evaluation(session, job=job)
+    if measured is None:
+        return _nothing_yet(job, metrics)
+    n, is_provisional = measured["n"], bool(measured["provisional"])
+    fixed, broken = measured["fixed"], measured["broken"]
+    split = "validation" if measured["split"] == "valid" else "test"
+    detail = f"{fixed} fixed and {broken} broken of {format.plural(n, 'item')}."
+    if is_provisional:
+        last = (
+            "The test file gives the verdict at the end."
+            if job.test_file
+            else ("Validation also chose the checkpoints: a test file would give a real verdict.")
+        )
+        detail = f"{detail} {last}"
+    return Verdict(
+        label=f"Mean reward, {split} file, {format.plural(n, 'item')}",
+        base=format.percent(measured["base"]["mean"]),
+        tuned=format.percent(measured["tuned"]["mean"]),
+        sentence=sentence(measured["difference"]),
+        detail=detail,
+        is_provisional=is_provisional,
+        bars=(_bar("Base", measured["base"], False, 8), _bar("This run", measured["tuned"], True, 40)),
+    )
+
+
+def sentence(difference: Mapping[str, Any]) -> str:
+    """Say what a paired difference and its interval mean."""
+    low, high = difference["ci95"]
+    told = f"{format.points(difference['mean'])} points, 95% CI {format.points(low)} to {format.points(high)}"
+    if low > 0:
+        return f"Better than the base model: {told}."
+    if high < 0:
+        return f"Worse than the base model: {told}."
+    return f"No clear difference from the base model: {told}."
+
+
+def _bar(label: str, measured: Mapping[str, Any], is_tuned: bool, y: int) -> Bar:
+    low, high = measured["ci95"]
+    return Bar(label, measured["mean"], max(low, 0.0), min(high, 1.0), is_tuned, y)
+
+
+def _nothing_yet(job: Job, metrics: Sequence[Event]) -> Verdict:
+    base = next((p.valid for p in series.points_of(metrics) if p.step == 0), None)
+    if job.status in ("failed", "cancelled"):
+        words = "No verdict: the job ended before base and tuned model were compared."
+    elif base is not None:
+        words = f"No verdict yet. The base model scores {format.percent(base)} on the validation file."
+    elif job.status == "running":
+        words = "No verdict yet. The base model is being measured."
+    else:
+        words = "No verdict yet. It starts with the base model's score, once the job runs."
+    interval = (job.resolved or {}).get("eval_interval")
+    detail = ""
+    if base is not None and interval and job.status == "running":
+        detail = f"The first check comes at step {min(int(interval), job.total_steps or int(interval))}."
+    return Verdict("Verdict", None, None, words, detail, False, ())

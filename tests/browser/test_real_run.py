@@ -1,0 +1,47 @@
+"""The main job through a real browser and real processes: created in the form, trained by the worker."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Watched
+from tests.browser.test_job_journey import create_run, point_count
+from tests.service import running_service
+
+TRAINING_MILLISECONDS = 240_000
+
+
+def test_a_run_created_in_the_browser_is_trained_while_its_page_follows(
+    open_page: Callable[..., Watched], tmp_path: Path
+) -> None:
+    with running_service(tmp_path) as service:
+        watched = open_page(service.url)
+        page = watched.page
+        page.goto(service.login_url())
+        page.wait_for_url("**/finetune")
+        create_run(
+            page,
+            tmp_path,
+            suffix="real",
+            n_epochs=1,
+            batch_size=4,
+            samples_per_prompt=2,
+            max_completion_tokens=8,
+            eval_interval=2,
+            lora_rank=2,
+        )
+        page.evaluate("window.stayed = true")
+        status = page.get_by_test_id("job-status")
+        expect(status).to_have_text("Succeeded", timeout=TRAINING_MILLISECONDS)
+        assert page.evaluate("window.stayed")
+        expect(page.get_by_test_id("reward-chart")).to_have_attribute("data-points", "7")
+        assert page.get_by_test_id("reward-chart").get_attribute("data-last-valid")
+        expect(page.get_by_test_id("checkpoint-row")).to_have_count(3)
+        expect(page.get_by_test_id("verdict")).to_contain_text("points, 95% CI")
+        assert point_count(page) == 7
+        watched.check("tiny : real")
+        page.get_by_role("link", name="Rollouts").click()
+        expect(page.get_by_test_id("rollout-prompt")).to_have_count(4)
+        expect(page.get_by_test_id("rollout-sample")).to_have_count(2)
+        watched.check("Rollouts")
