@@ -69,7 +69,6 @@ class Plan:
     resolved: dict[str, Any]
     config: TrainingConfig
     model_dir: Path
-    context_length: int | None
     response_schema: dict[str, Any] | None
     errors_are_zero: bool
     rows: Mapping[str, list[Row]]
@@ -104,7 +103,6 @@ class Plan:
             resolved=resolved,
             config=_config(job, resolved, parameters, context.settings.threads or None),
             model_dir=model_dir,
-            context_length=details.get("context"),
             response_schema=schema,
             errors_are_zero=method.get("grader_error_policy") == "zero",
             rows=rows,
@@ -118,7 +116,7 @@ class Plan:
         Raises: PlanError naming the row whose prompt leaves no room for an answer, or the schema's fault.
         """
         prompts = {split: [_prompt(policy, row) for row in self.rows[split]] for split in SPLITS}
-        room = (self.context_length or 1 << 30) - self.config.max_completion_tokens
+        room = (policy.context_length or 1 << 30) - self.config.max_completion_tokens
         for split, role in zip(SPLITS, datasets.ROW_LIMITS, strict=True):
             for row, prompt in zip(self.rows[split], prompts[split], strict=True):
                 if len(prompt.token_ids) > room:

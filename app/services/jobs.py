@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.core import clock, queue
@@ -108,8 +108,8 @@ def _json_key(session: Session, key: str) -> str:
 
 def queue_position(session: Session, *, job: Job) -> int:
     """Return how many queued jobs a worker will take before this one."""
-    earlier = select(Job.id).where(Job.status == "queued", Job.created_at < job.created_at)
-    return len(session.scalars(earlier).all())
+    earlier = select(func.count()).where(Job.status == "queued", Job.created_at < job.created_at)
+    return session.scalars(earlier).one()
 
 
 def cancel_job(session: Session, *, project_id: str, job_id: str) -> Job:
