@@ -8,7 +8,7 @@ TORCH ?= auto
 export CHROMIUM
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes
 CLI := $(BIN)/python -m app.cli
 sum = $(shell cat $(1) | cksum | tr -d ' ')
 # A stamp's name holds the sum of its locks: a changed lock is a stamp not yet there.
@@ -78,7 +78,7 @@ model: $(SERVICE_STAMP) ## fetch the default base model into the model store
 .PHONY: fetch
 fetch: $(MODELS_STAMP)
 	@echo "Building the base model (half a minute, once)."
-	@$(BIN)/python -W ignore -m worker.models fetch
+	@TQDM_DISABLE=1 $(BIN)/python -W ignore -m worker.models fetch
 
 .PHONY: system
 system:

@@ -95,7 +95,11 @@ def show_form(
     file: Annotated[str, Query(max_length=64)] = "",
 ) -> Response:
     """Show the form, empty, or filled from an earlier job or file."""
-    values = _values_of_job(session, visitor, from_job) if from_job else {"training_file": file}
+    values = (
+        _values_of_job(session, visitor, from_job)
+        if from_job
+        else {"training_file": file} | create_templates.FIRST
+    )
     return _page(session, visitor, values, {})
 
 

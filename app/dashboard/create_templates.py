@@ -91,6 +91,10 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+# What a fresh form holds: a grader that works on free text, so that nothing else must be filled in.
+FIRST = {"grader": pretty(GRADERS["contains"][1])}
+
+
 def as_json() -> str:
     """Return all templates for the form's script: texts by kind and key."""
     texts = {

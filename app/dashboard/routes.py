@@ -4,7 +4,7 @@ The pages are an application of their own, mounted at the root after everything 
 pages, the API's are JSON, and neither knows the other.
 """
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -13,12 +13,13 @@ from app.core.errors import AppError
 from app.dashboard import api_keys, create, errors, files, jobs, login, models, render, rollouts, webhooks
 from app.dashboard.live import Hub
 from app.dashboard.static import Static
+from app.dashboard.visitor import refuse_nul
 
 
 def install(app: FastAPI) -> None:
     """Mount the dashboard on `app`, whose `state.context` is set; the last thing to be mounted."""
     context: Context = app.state.context
-    pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(refuse_nul)])
     pages.state.context = context
     pages.state.hub = Hub(context.db)
     # create before jobs: /finetune/new is not a job's id.

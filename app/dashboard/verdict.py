@@ -11,12 +11,15 @@ from sqlalchemy.orm import Session
 from app.core.tables import Event, Job
 from app.dashboard import format, series
 from app.dashboard.job_contexts import Bar, Verdict
-from app.services import evaluations
+from app.services import evaluations, rollouts
+
+KNOWN_JOBS = 64
+_known: dict[str, tuple[object, dict[str, Any] | None]] = {}
 
 
 def verdict(session: Session, job: Job, metrics: Sequence[Event]) -> Verdict:
     """Return the job's verdict card, whatever is known so far."""
-    measured = evaluations.evaluation(session, job=job)
+    measured = _measured(session, job)
     if measured is None:
         return _nothing_yet(job, metrics)
     n, is_provisional = measured["n"], bool(measured["provisional"])
@@ -39,6 +42,23 @@ def verdict(session: Session, job: Job, metrics: Sequence[Event]) -> Verdict:
         is_provisional=is_provisional,
         bars=(_bar("Base", measured["base"], False, 8), _bar("This run", measured["tuned"], True, 40)),
     )
+
+
+def _measured(session: Session, job: Job) -> dict[str, Any] | None:
+    """Return the evaluation, computed once for the batches it rests on: a live page asks at every step."""
+    rested = tuple(
+        (batch.split, batch.step, batch.created_at)
+        for batch in rollouts.list_batches(session, job_id=job.id)
+        if batch.split != "train"
+    )
+    known = _known.get(job.id)
+    if known is not None and known[0] == rested:
+        return known[1]
+    measured = evaluations.evaluation(session, job=job)
+    while len(_known) >= KNOWN_JOBS:
+        _known.pop(next(iter(_known)), None)
+    _known[job.id] = (rested, measured)
+    return measured
 
 
 def sentence(difference: Mapping[str, Any]) -> str:

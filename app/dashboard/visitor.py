@@ -18,7 +18,7 @@ from starlette.datastructures import FormData
 
 from app.core import clock
 from app.core.context import Context
-from app.core.errors import AppError, Forbidden, InvalidRequest, TooLarge
+from app.core.errors import AppError, Forbidden, InvalidRequest, NotFound, TooLarge
 from app.dashboard import render
 from app.dashboard.contexts import Frame
 from app.services import heartbeats, logins, projects
@@ -69,6 +69,12 @@ def machine_chip(session: Session) -> tuple[str, str, bool]:
     device, cores = last.detail.get("device"), last.detail.get("cores")
     told = f"{device} · {cores} cores" if device and cores else str(device or "Worker ready")
     return told, f"Worker on {last.host}, process {last.pid}", False
+
+
+def refuse_nul(request: Request) -> None:
+    """Refuse an address with a NUL character, which no id holds and Postgres can't be asked for."""
+    if "\x00" in request.url.path or "%00" in request.url.query:
+        raise NotFound("There is no page at this address.")
 
 
 def get_context(request: Request) -> Context:

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
@@ -75,6 +76,8 @@ def _endpoint_page(
     session: Session, visitor: Visitor, endpoint: WebhookEndpoint, secret: str | None
 ) -> Response:
     sent = deliveries.list_deliveries(session, endpoint_id=endpoint.id, limit=50).rows
+    found = session.scalars(select(Webhook).where(Webhook.id.in_([row.webhook_id for row in sent])))
+    happened = {webhook.id: webhook for webhook in found}
     page = EndpointPage(
         frame=visitor.frame(session, title=endpoint.name, section="webhooks"),
         endpoint=_row(endpoint),
@@ -83,7 +86,7 @@ def _endpoint_page(
             Fact("Endpoint ID", endpoint.id, mono=True, copies=True),
             Fact("Created", format.absolute(endpoint.created_at), moment=endpoint.created_at),
         ),
-        deliveries=tuple(_delivery(session, row) for row in sent),
+        deliveries=tuple(_delivery(row, happened[row.webhook_id]) for row in sent),
         secret=secret,
     )
     return render.page("webhooks/endpoint.html", page)
@@ -99,8 +102,7 @@ def _row(endpoint: WebhookEndpoint) -> EndpointRow:
     )
 
 
-def _delivery(session: Session, row: Delivery) -> DeliveryRow:
-    webhook = session.get_one(Webhook, row.webhook_id)
+def _delivery(row: Delivery, webhook: Webhook) -> DeliveryRow:
     return DeliveryRow(
         row.id,
         webhook.type,

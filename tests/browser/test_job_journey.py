@@ -15,7 +15,7 @@ from app.core.context import Context
 from app.core.tables import Job
 from app.services import events, jobs
 from tests import factories
-from tests.app.dashboard import seed
+from tests.app.dashboard import seed, seed_steps
 from tests.browser.conftest import Service, Watched
 
 Open = Callable[..., Watched]
@@ -70,7 +70,7 @@ def set_job(context: Context, job_id: str, **values: object) -> None:
 def take_step(context: Context, job_id: str, step: int) -> None:
     """Write one step."""
     with context.db.transaction() as session:
-        seed.add_step(session, session.get_one(Job, job_id), step, random.Random(step))
+        seed_steps.add_step(session, session.get_one(Job, job_id), step, random.Random(step))
 
 
 def run_to_step(service: Service, job_id: str, page: Page) -> None:

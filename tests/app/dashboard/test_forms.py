@@ -97,6 +97,12 @@ def test_duplicate_fills_the_form(browser: TestClient, seeded: Seeded) -> None:
     assert "{{item.order_number}}" in text
 
 
+def test_fresh_form_starts_with_a_grader_and_its_file(browser: TestClient, seeded: Seeded) -> None:
+    text = browser.get(f"/finetune/new?file={seeded.training_file}").text
+    assert f'<option value="{seeded.training_file}" selected>' in text
+    assert "ilike" in text.split('<textarea id="grader"')[1].split("</textarea>")[0]
+
+
 def test_every_ready_text_is_accepted(browser: TestClient, seeded: Seeded, csrf: str) -> None:
     for _, grader in create_templates.GRADERS.values():
         answer = browser.post("/finetune/new", data=form(csrf, seeded, grader=json.dumps(grader)))

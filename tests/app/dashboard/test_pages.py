@@ -1,13 +1,20 @@
 """Every page renders, for every status, with the headers that protect it and nothing from elsewhere."""
 
 import re
+from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from app.core.context import Context
+from app.core.db import Database
+from app.core.settings import Settings
 from app.core.status import STATUSES
-from app.services import events
+from app.main import create_app
+from app.services import events, logins, projects
+from tests import factories
+from tests.app.dashboard import seed
 from tests.app.dashboard.seed import Seeded
 
 PATHS = ("/finetune", "/finetune/new", "/models", "/storage/files", "/webhooks", "/api-keys")
@@ -102,6 +109,47 @@ def test_unknown_pages_and_jobs_are_404_pages(browser: TestClient) -> None:
         assert answer.status_code == 404
         assert "Nothing here" in answer.text
         assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_nul_is_a_404_and_a_strange_cursor_a_400(browser: TestClient) -> None:
+    assert browser.get("/finetune/%00").status_code == 404
+    assert browser.get("/finetune?after=%00").status_code == 404
+    assert browser.get("/finetune?after=ftjob-none").status_code == 400
+
+
+def test_list_costs_the_same_whatever_its_length(
+    browser: TestClient, context: Context, seeded: Seeded
+) -> None:
+    engine = browser.app.state.context.db.engine  # type: ignore[attr-defined]
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+    browser.get(f"/finetune/{seeded.running}")
+    before, asked[:] = len(asked), []
+    with context.db.transaction() as session:
+        project = projects.get_project(session, project_id=seeded.project_id)
+        for _ in range(20):
+            factories.make_job(session, project)
+    browser.get(f"/finetune/{seeded.running}")
+    assert len(asked) == before
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_pages_on_postgres(postgres_url: str, database: Database, tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "pages", database_url=postgres_url, allowed_hosts="testserver")
+    context = Context.build(settings)
+    made = seed.seed(context)
+    app = create_app(settings)
+    client = TestClient(app, follow_redirects=False)
+    with context.db.transaction() as session:
+        token = logins.create_token(session, project_id=made.project_id)
+    assert client.get(f"/login?token={token}").status_code == 303
+    job = f"/finetune/{made.succeeded}"
+    for path in (*PATHS, job, f"{job}/events", f"{job}/config", f"{job}/rollouts", f"{job}/stream"):
+        assert client.get(path).status_code == 200, path
+    for path in ("/finetune/%00", "/storage/files/%00", "/finetune?after=%00"):
+        assert client.get(path).status_code == 404, path
+    app.state.context.db.dispose()
+    context.db.dispose()
 
 
 def test_wrong_parameter_is_a_422_page(browser: TestClient, seeded: Seeded) -> None:

@@ -7,7 +7,7 @@ import pytest
 from app.core.tables import Event
 from app.dashboard import series
 from app.dashboard.verdict import sentence
-from tests.app.dashboard.seed import metrics
+from tests.app.dashboard.seed_steps import metrics
 
 
 def event(step: int, *, valid: float | None = None, silent: int | None = None) -> Event:
