@@ -18,6 +18,7 @@ from pathlib import Path
 from app.core import clock
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
+from app.core.tables import Job
 from app.services import files, heartbeats, leases, models, rollouts
 from app.services.leases import Lease
 from worker import delivery
@@ -38,6 +39,7 @@ class Trainer:
 
     lease: Lease
     process: "subprocess.Popen[bytes]"
+    lost_at: float | None = None
 
 
 class Supervisor(threading.Thread):
@@ -126,12 +128,16 @@ class Supervisor(threading.Thread):
                 leases.abandon(session, lease=trainer.lease, back_off=0.0 if code < 0 else 2.0)
 
     def _fence(self) -> None:
-        """End trainers whose job was cancelled or taken over."""
+        """End trainers whose job was cancelled or taken over, and those that outlive theirs."""
         for trainer in self._trainers:
             with self._context.db.reading() as session:
-                held = leases.holds(session, lease=trainer.lease)
-            # One that has just given its lease up ends by itself.
-            if not held and not self._ends_within(trainer, 2.0):
+                job = session.get_one(Job, trainer.lease.job_id)
+            if job.lease_owner is not None and job.lease_token == trainer.lease.token:
+                continue
+            trainer.lost_at = trainer.lost_at or time.monotonic()
+            # A trainer that gave its lease up by itself is about to leave.
+            foreign = job.status == "cancelled" or job.lease_owner is not None
+            if foreign or time.monotonic() - trainer.lost_at > GRACE_SECONDS:
                 logger.info("job %s: trainer fenced", trainer.lease.job_id)
                 self._kill_group(trainer)
 
