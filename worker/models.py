@@ -8,6 +8,7 @@ Training and sampling are `worker.engine`'s.
 import fcntl
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import struct
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ from app.core.errors import NotFound
 from app.core.settings import Settings
 from app.core.storage import sync
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What the safetensors library itself takes; a broken file may claim any length.
+_HEADER_BYTES = 100_000_000
 _CARD = """---
 license: apache-2.0
 language: en
@@ -53,14 +59,19 @@ class BaseModel:
 
 def scan(settings: Settings) -> list[BaseModel]:
     """Return every base model this machine offers, by id; a directory that is not a model is passed over."""
-    found: dict[str, BaseModel] = {}
+    places: dict[str, Path | None] = {}
     if settings.models.is_dir():
-        for directory in sorted(settings.models.iterdir()):
+        for directory in settings.models.iterdir():
             if not directory.name.startswith(".") and (directory / "config.json").is_file():
-                found[directory.name] = describe(directory.name, directory)
-    for name, directory_or_none in _listed(settings):
-        found[name] = describe(name, directory_or_none)
-    return [found[name] for name in sorted(found)]
+                places[directory.name] = directory
+    places.update(_listed(settings))
+    found = []
+    for name in sorted(places):
+        try:
+            found.append(describe(name, places[name]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
+            _pass_over(name, str(places[name]), str(problem))
+    return found
 
 
 def locate(settings: Settings, model_id: str) -> Path:
@@ -187,10 +198,18 @@ def _download(settings: Settings, name: str) -> Path:
     return Path(snapshot_download(name, cache_dir=settings.models / ".hub", allow_patterns=patterns))
 
 
+@cache
+def _pass_over(name: str, directory: str, problem: str) -> None:
+    # Cached to be said once: the store is read again at every heartbeat.
+    logger.warning("model %s in %s is passed over, its files can't be read: %s", name, directory, problem)
+
+
 def _count(safetensors: Path) -> int:
     """Return the number of parameters a safetensors file holds, from its header alone."""
     with safetensors.open("rb") as source:
         (length,) = struct.unpack("<Q", source.read(8))
+        if length > _HEADER_BYTES:
+            raise ValueError(f"{safetensors.name} is not a safetensors file")
         header: Mapping[str, Any] = json.loads(source.read(length))
     total = 0
     for name, tensor in header.items():

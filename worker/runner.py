@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+import torch
 from sqlalchemy.orm import Session
 
 from app.core.context import Context
@@ -18,7 +18,7 @@ from app.core.tables import Job, Step
 from app.services import checkpoints, events, files, leases, models, rollouts
 from app.services.leases import Lease
 from app.services.rollouts import RolloutRecord
-from worker import metrics
+from worker import metrics, results
 from worker.engine.errors import EngineError
 from worker.engine.evaluate import evaluate
 from worker.engine.policy import Policy
@@ -27,6 +27,10 @@ from worker.engine.types import EvaluationReport, ScoredRollout, StepReport
 from worker.metrics import Graded
 from worker.plan import Plan, PlanError
 from worker.scoring import Scorer
+
+
+class Stopped(Exception):
+    """The worker was asked to stop while nothing was half done."""
 
 
 class Run:
@@ -46,6 +50,15 @@ class Run:
         """
         try:
             self._train()
+        except Stopped:
+            with self.context.db.transaction() as session:
+                leases.release(session, lease=self.lease)
+        except (MemoryError, torch.OutOfMemoryError) as problem:
+            self._fail(
+                "out_of_memory",
+                f"The model and its answers do not fit into memory ({problem}). Use a smaller model, shorter "
+                "prompts, or a lower max_completion_tokens.",
+            )
         except PlanError as problem:
             self._fail(problem.code, str(problem), problem.param)
         except EngineError as problem:
@@ -92,9 +105,7 @@ class Run:
                 self._park(policy, report)
                 return False
             if self._stopping():
-                with self.context.db.transaction() as session:
-                    leases.release(session, lease=self.lease)
-                return False
+                raise Stopped
         return True
 
     def _commit(
@@ -156,6 +167,7 @@ class Run:
             seed=plan.config.seed,
             grammar=plan.grammar,
             adapter=step > 0,
+            on_progress=self._go_on,
         )
         graded = _graded(report.rollouts, scorer)
         uri, split, _ = self._write_batch(step, "test", graded)
@@ -167,18 +179,10 @@ class Run:
         job = self._job()
         uri = self._save_adapter(policy, "model")
         with self.context.db.reading() as session:
-            steps = session.scalars(
-                select(Step.metrics).where(Step.job_id == job.id).order_by(Step.step)
-            ).all()
-        with self.context.db.transaction() as session:
-            file = files.save_result(
-                session,
-                storage=self.context.storage,
-                project_id=job.project_id,
-                filename="step_metrics.csv",
-                purpose="fine-tune-results",
-                data=metrics.result_csv(steps),
-            )
+            text = results.table(session, job_id=job.id)
+        stored = files.store_upload(self.context.storage, project_id=job.project_id, chunks=[text])
+        with files.kept_if_named(self.context.storage, stored), self.context.db.transaction() as session:
+            file = results.name_file(session, stored=stored)
             name = models.tuned_name(
                 base=job.model, organization=self.context.settings.organization, suffix=job.suffix
             )
@@ -195,6 +199,10 @@ class Run:
             leases.park(session, lease=self.lease, message=f"Fine-tuning job paused at step {report.step}")
             if not checkpoints.at_step(session, job_id=job.id, step=report.step):
                 self._name_checkpoint(session, report.step, uri, {"step": report.step}, None)
+
+    def _go_on(self, _done: int, _all: int) -> None:
+        if self._stopping():
+            raise Stopped
 
     def _fail(self, code: str, message: str, param: str | None = None) -> None:
         with self.context.db.transaction() as session:

@@ -15,13 +15,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from app.core import clock
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
 from app.core.tables import Job
-from app.services import files, heartbeats, leases, models, rollouts
+from app.services import files, heartbeats, leases, models
 from app.services.leases import Lease
-from worker import delivery
+from worker import delivery, results, retention
 from worker import models as store
 
 logger = logging.getLogger("worker.supervisor")
@@ -50,7 +49,8 @@ class Supervisor(threading.Thread):
         self._context = context
         self._settings = context.settings
         self._wake = threading.Event()
-        self._stop = threading.Event()
+        # Not `_stop`: that name is the Thread's own.
+        self._stopping = threading.Event()
         self._trainers: list[Trainer] = []
         self._delivery = threading.Thread(name="delivery")
         self._due = {"beat": 0.0, "sweep": 0.0, "retention": 0.0}
@@ -61,13 +61,14 @@ class Supervisor(threading.Thread):
 
     def stop(self) -> None:
         """Stop claiming, let the trainers finish their step, and end those that don't in time."""
-        self._stop.set()
+        self._stopping.set()
         self._wake.set()
-        self.join()
+        if self.ident is not None:
+            self.join()
 
     def run(self) -> None:
         """Work until stopped. A database that is away is waited for."""
-        while not self._stop.is_set():
+        while not self._stopping.is_set():
             try:
                 self._round()
             except Exception:  # boundary: the supervisor must outlive any one failure
@@ -84,7 +85,8 @@ class Supervisor(threading.Thread):
         if self._is_due("sweep", SWEEP_SECONDS):
             self._sweep()
         if self._is_due("retention", RETENTION_SECONDS):
-            self._forget_old_rollouts()
+            retention.forget_old_rollouts(self._context)
+            retention.remove_unnamed(self._context, older_than=RETENTION_SECONDS)
         while len(self._trainers) < self._settings.trainers and self._claim():
             pass
 
@@ -110,12 +112,13 @@ class Supervisor(threading.Thread):
         if lease is None:
             return False
         command = [sys.executable, "-m", "worker.trainer", lease.job_id, str(lease.token)]
+        command.append(str(os.getpid()))
         # A session of its own: the whole group, grader processes included, can be ended at once.
         self._trainers.append(Trainer(lease, subprocess.Popen(command, start_new_session=True)))
         logger.info("job %s: trainer %s started", lease.job_id, self._trainers[-1].process.pid)
         return True
 
-    def _reap(self) -> None:
+    def _reap(self, *, counted: bool = True) -> None:
         for trainer in list(self._trainers):
             code = trainer.process.poll()
             if code is None:
@@ -125,7 +128,9 @@ class Supervisor(threading.Thread):
             self._kill_group(trainer)
             # A trainer that ended well gave its lease up already, and this changes nothing.
             with self._context.db.transaction() as session:
-                leases.abandon(session, lease=trainer.lease, back_off=0.0 if code < 0 else 2.0)
+                leases.abandon(
+                    session, lease=trainer.lease, back_off=0.0 if code < 0 else 2.0, counted=counted
+                )
 
     def _fence(self) -> None:
         """End trainers whose job was cancelled or taken over, and those that outlive theirs."""
@@ -149,7 +154,8 @@ class Supervisor(threading.Thread):
             if not self._ends_within(trainer, max(0.0, deadline - time.monotonic())):
                 self._kill_group(trainer)
                 trainer.process.wait()
-        self._reap()
+        # Whatever was cut off here was cut off by us: no attempt is counted.
+        self._reap(counted=False)
 
     @staticmethod
     def _ends_within(trainer: Trainer, seconds: float) -> bool:
@@ -167,11 +173,12 @@ class Supervisor(threading.Thread):
             return
 
     def _beat(self) -> None:
+        with self._context.db.transaction() as session:
+            heartbeats.beat(session, part="worker", detail=self._detail())
         found = {model.id: asdict(model) for model in store.scan(self._settings)}
         for details in found.values():
             details["path"] = str(details["path"]) if details["path"] else None
         with self._context.db.transaction() as session:
-            heartbeats.beat(session, part="worker", detail=self._detail())
             models.register_base_models(session, found=found)
 
     def _detail(self) -> dict[str, object]:
@@ -187,21 +194,13 @@ class Supervisor(threading.Thread):
         with self._context.db.transaction() as session:
             leases.sweep(session, max_attempts=self._settings.max_attempts)
             files.delete_expired(session, storage=self._context.storage)
+        results.write_missing(self._context)
         if not self._delivery.is_alive():
             # Beside this thread: a slow endpoint must not keep a job waiting.
             self._delivery = threading.Thread(
                 target=delivery.deliver_due, args=(self._context,), name="delivery", daemon=True
             )
             self._delivery.start()
-
-    def _forget_old_rollouts(self) -> None:
-        days = self._settings.rollout_retention_days
-        if not days:
-            return
-        with self._context.db.transaction() as session:
-            gone = rollouts.forget_old(session, before=clock.now() - days * 86_400)
-        for uri in gone:
-            self._context.storage.remove(uri)
 
 
 def describe(database: Database) -> str:

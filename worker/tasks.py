@@ -6,7 +6,7 @@ Started as `celery -A worker.tasks worker --pool threads`.
 
 import logging
 
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import worker_init, worker_shutting_down
 
 from app.core import queue
 from app.core.context import Context
@@ -33,7 +33,8 @@ def deliver() -> None:
     deliver_due(context)
 
 
-@worker_ready.connect
+# Not `worker_ready`, which waits for the broker: polling needs none.
+@worker_init.connect
 def _start(**_: object) -> None:
     supervisor.start()
 

@@ -1,4 +1,4 @@
-"""The trainer process: `python -m worker.trainer JOB_ID TOKEN`, one for each claim of a job.
+"""The trainer process: `python -m worker.trainer JOB_ID TOKEN PARENT`, one for each claim of a job.
 
 A fresh process gives CUDA a clean start and memory a sure return. It renews the lease, watches its
 parent, and obeys SIGTERM; what training is stands in the runner.
@@ -33,20 +33,21 @@ class Heartbeat(threading.Thread):
     get to write anything afterwards.
     """
 
-    def __init__(self, context: Context, lease: Lease) -> None:
+    def __init__(self, context: Context, lease: Lease, parent: int) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._context = context
         self._lease = lease
-        self._parent = os.getppid()
+        # Told by the parent: asked for here, it might be that of a worker already dead.
+        self._parent = parent
 
     def run(self) -> None:
         """Beat three times a lease and watch the parent each second, until the process ends."""
         seconds = self._context.settings.lease_seconds
         beaten = tried = time.monotonic()
         while True:
-            time.sleep(min(1.0, seconds / 6))
             if os.getppid() != self._parent:
                 self._hand_back()
+            time.sleep(min(1.0, seconds / 6))
             if time.monotonic() - tried < seconds / 3:
                 continue
             tried = time.monotonic()
@@ -66,12 +67,14 @@ class Heartbeat(threading.Thread):
     def _hand_back(self) -> None:
         """The worker is gone: let the next one take the job at once, and leave nothing running."""
         logger.warning("the worker is gone; job %s goes back to the queue", self._lease.job_id)
-        with self._context.db.transaction() as session:
-            leases.abandon(session, lease=self._lease, back_off=0.0)
-        os._exit(LOST)
+        try:
+            with self._context.db.transaction() as session:
+                leases.abandon(session, lease=self._lease, back_off=0.0, counted=False)
+        finally:
+            os._exit(LOST)
 
 
-def main(job_id: str, token: int) -> int:
+def main(job_id: str, token: int, parent: int) -> int:
     """Work on one claimed job and return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     # Before torch is loaded: threads that spin while they wait cost a busy two-core machine a factor of
@@ -86,7 +89,7 @@ def main(job_id: str, token: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context = Context.build(Settings())
     lease = Lease(job_id, token)
-    Heartbeat(context, lease).start()
+    Heartbeat(context, lease, parent).start()
     try:
         with context.db.reading() as session:
             if not leases.holds(session, lease=lease):
@@ -131,4 +134,4 @@ def report(context: Context, lease: Lease, problem: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

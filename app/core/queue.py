@@ -43,6 +43,8 @@ def celery_app(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         broker_connection_retry_on_startup=True,
+        # A broker that stays away must not end the worker, and the trainers with it.
+        broker_connection_max_retries=None,
         # Without max_retries a nudge to a broker that is down holds its request for six seconds.
         broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 10, "max_retries": 0},
         worker_hijack_root_logger=False,

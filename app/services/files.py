@@ -88,13 +88,9 @@ def create_file(
     return _insert(session, stored, name, purpose, _lifetime(expires_after))
 
 
-def save_result(
-    session: Session, *, storage: Storage, project_id: str, filename: str, purpose: str, data: bytes
-) -> File:
-    """Store a small file the service itself made, and insert its row."""
-    stored = store_upload(storage, project_id=project_id, chunks=[data])
-    with kept_if_named(storage, stored):
-        return _insert(session, stored, clean_name(filename), purpose, None)
+def name_result(session: Session, *, stored: Stored, filename: str, purpose: str) -> File:
+    """Insert the row of a file the service itself made, whose purpose no upload may have."""
+    return _insert(session, stored, clean_name(filename), purpose, None)
 
 
 def get_file(session: Session, *, project_id: str, file_id: str) -> File:

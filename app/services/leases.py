@@ -86,12 +86,20 @@ def holds(session: Session, *, lease: Lease) -> bool:
     return row is not None and row[0] == lease.token
 
 
-def abandon(session: Session, *, lease: Lease, back_off: float) -> None:
-    """Give up a dead trainer's lease: free to claim after `back_off` seconds, the attempt counted."""
+def abandon(session: Session, *, lease: Lease, back_off: float, counted: bool = True) -> None:
+    """Give up the lease of a trainer that is gone: free to claim after `back_off` seconds.
+
+    The attempt stays `counted` unless the trainer was stopped on purpose.
+    """
+    uncounted = case((Job.attempts > 0, Job.attempts - 1), else_=0)
     session.execute(
         update(Job)
         .where(Job.id == lease.job_id, Job.lease_token == lease.token, Job.lease_owner.is_not(None))
-        .values(lease_expires_at=database_now() - 1.0, not_before=database_now() + back_off),
+        .values(
+            lease_expires_at=database_now() - 1.0,
+            not_before=database_now() + back_off,
+            attempts=Job.attempts if counted else uncounted,
+        ),
         execution_options={"synchronize_session": False},
     )
 
@@ -188,7 +196,6 @@ def fail(
     code: str,
     message: str,
     param: str | None = None,
-    result_file: str | None = None,
 ) -> None:
     """End the job badly, saying why, with its webhook. Raises: LeaseLost."""
     row = _move(
@@ -198,7 +205,6 @@ def fail(
         error_code=code,
         error_param=param,
         error_message=message,
-        result_file=result_file,
         finished_at=database_now(),
         estimated_finish=None,
         **_FREE,

@@ -171,8 +171,9 @@ class Policy:
         directory.mkdir(parents=True, exist_ok=True)
         settings = self._adapted.peft_config["default"]
         settings.save_pretrained(directory)
-        state = peft.get_peft_model_state_dict(self._adapted, save_embedding_layers=False)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self._adapter_state().items()
+        }
         save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
 
     def load_adapter(self, directory: Path) -> None:
@@ -181,9 +182,8 @@ class Policy:
         Raises: CheckpointRefused when its tensors are not those of this policy's adapter.
         """
         tensors = load_file(directory / _WEIGHTS)
-        expected = peft.get_peft_model_state_dict(self._adapted, save_embedding_layers=False)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
+        if shapes != {name: tuple(tensor.shape) for name, tensor in self._adapter_state().items()}:
             raise CheckpointRefused(f"the adapter in {directory.name} has other layers or another rank")
         peft.set_peft_model_state_dict(self._adapted, tensors)
 

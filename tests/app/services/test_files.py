@@ -110,13 +110,9 @@ def test_lists_page_in_both_orders_and_by_purpose(
         # The same moment: the id then decides, so that no row is shown twice or never.
         for file_id in ids:
             session.get_one(File, file_id).created_at = 5.0
-        result = files.save_result(
-            session,
-            storage=storage,
-            project_id=project_id,
-            filename="step_metrics.csv",
-            purpose="fine-tune-results",
-            data=b"step\n1\n",
+        stored = files.store_upload(storage, project_id=project_id, chunks=[b"step\n1\n"])
+        result = files.name_result(
+            session, stored=stored, filename="step_metrics.csv", purpose="fine-tune-results"
         )
     with database.reading() as session:
         for order, wanted in (("asc", sorted(ids)), ("desc", sorted(ids, reverse=True))):
