@@ -24,7 +24,7 @@ help: ## list these commands
 
 .PHONY: demo
 demo: up ## set up, start, fine-tune a real model on the sample project, and show before and after
-	@$(BIN)/python examples/order-numbers/run.py
+	@$(BIN)/python examples/order-numbers/run.py --address "$$($(CLI) address)"
 
 .PHONY: up
 up: $(SERVICE_STAMP) model ## start the service in the background and print the dashboard's login address
@@ -105,7 +105,9 @@ $(TORCH_STAMP): | .venv/bin/python
 	@case "$(TORCH)" in \
 	cpu) $(PIP) -r locks/torch-cpu.txt ;; \
 	default) $(PIP) -r locks/torch-default.txt ;; \
-	*) if ! nvidia-smi >/dev/null 2>&1 && $(PIP) -r locks/torch-cpu.txt 2>/dev/null; then :; else \
+	*) said=""; \
+	if ! nvidia-smi >/dev/null 2>&1 && said=$$($(PIP) -r locks/torch-cpu.txt 2>&1); then :; else \
+		if [ -n "$$said" ]; then echo "torch's CPU build was not installed; pip says:"; echo "$$said" | tail -n 1; fi; \
 		echo "Taking torch's default build (with CUDA several GB on Linux; see the README for the CPU build)."; \
 		$(PIP) -r locks/torch-default.txt; fi ;; \
 	esac

@@ -1,4 +1,4 @@
-"""The commands: up, down, serve, status, logs, key, login-url, migrate. `make` calls each by the same word.
+"""The commands: up, down, serve, status, logs, key, login-url, address, migrate. `make` calls each by name.
 
 They assemble and report; what they do is in `app.supervision`, `app.parts`, `app.doctor` and the services.
 """
@@ -36,9 +36,12 @@ class CommandError(Exception):
 
 def up(settings: Settings) -> None:
     """Start the service in the background and return when it is healthy."""
-    if (running := _service(settings)) is not None:
-        _await_health(settings, None)
-        print(f"Tunesmith is already running at {running.get('address', settings.address)}")
+    if _service(settings) is not None:
+        at = _running_address(settings)
+        _await_health(settings, at, None)
+        print(f"Tunesmith is already running at {at}")
+        if at != settings.address:
+            print(f"It stays there: for {settings.address}, `make down` first.")
         login_url(settings)
         return
     _prepare(settings)
@@ -56,7 +59,7 @@ def up(settings: Settings) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _await_health(settings, service)
+    _await_health(settings, settings.address, service)
     print(f"Tunesmith is running at {settings.address}")
     login_url(settings)
     print(f"API key:   {settings.root / 'credentials'}   (base URL {settings.address}/v1)")
@@ -66,8 +69,8 @@ def up(settings: Settings) -> None:
 
 def serve(settings: Settings) -> None:
     """Run the service in the foreground until a signal ends it."""
-    if (running := _service(settings)) is not None:
-        raise CommandError(f"Tunesmith is already running at {running.get('address', settings.address)}.")
+    if _service(settings) is not None:
+        raise CommandError(f"Tunesmith is already running at {_running_address(settings)}.")
     _prepare(settings)
     try:
         Supervisor(settings).run()
@@ -132,7 +135,12 @@ def login_url(settings: Settings) -> None:
     with context.db.transaction() as session:
         project = projects.default_project(session)
         token = logins.create_token(session, project_id=project.id)
-    print(f"Dashboard: {settings.address}/login?token={token}   (works once, for 15 minutes)")
+    print(f"Dashboard: {_running_address(settings)}/login?token={token}   (works once, for 15 minutes)")
+
+
+def address(settings: Settings) -> None:
+    """Print where the service of this data folder answers; while it is down, where it would."""
+    print(_running_address(settings))
 
 
 def upgrade(settings: Settings) -> None:
@@ -173,6 +181,11 @@ def _service(settings: Settings) -> dict[str, str] | None:
     return parts.holder(parts.run_folder(settings) / "service.lock")
 
 
+def _running_address(settings: Settings) -> str:
+    # The lock knows better than this shell's settings, which may be others than the service was started with.
+    return (_service(settings) or {}).get("address", settings.address)
+
+
 def _require_free_port(settings: Settings) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -187,13 +200,13 @@ def _require_free_port(settings: Settings) -> None:
             ) from problem
 
 
-def _await_health(settings: Settings, service: subprocess.Popen[bytes] | None) -> None:
+def _await_health(settings: Settings, at: str, service: subprocess.Popen[bytes] | None) -> None:
     until = time.monotonic() + HEALTHY_SECONDS
     while time.monotonic() < until:
         if service is not None and service.poll() is not None:
             tail = parts.log_file(settings, "service").read_text(errors="replace").strip().splitlines()[-1:]
             raise CommandError(f"The service ended while starting: {' '.join(tail)}")
-        if _answers(settings) and all(state.healthy for state in doctor.part_states(settings)):
+        if _answers(at) and all(state.healthy for state in doctor.part_states(settings)):
             return
         time.sleep(0.3)
     silent = ", ".join(state.name for state in doctor.part_states(settings) if not state.healthy) or "web"
@@ -203,11 +216,11 @@ def _await_health(settings: Settings, service: subprocess.Popen[bytes] | None) -
     )
 
 
-def _answers(settings: Settings) -> bool:
+def _answers(at: str) -> bool:
     try:
         # trust_env: a proxy of this machine has no business between us and ourselves.
         with httpx.Client(trust_env=False, timeout=2) as client:
-            return client.get(f"{settings.address}/healthz").status_code == 200
+            return client.get(f"{at}/healthz").status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -220,6 +233,7 @@ COMMANDS: dict[str, Callable[[Settings], None]] = {
     "logs": logs,
     "key": key,
     "login-url": login_url,
+    "address": address,
     "migrate": upgrade,
 }
 

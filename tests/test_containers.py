@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from app import parts
 
@@ -85,6 +86,20 @@ def test_web_worker_and_migration_share_database_broker_and_files(name: str) -> 
     assert service["environment"]["TUNESMITH_BROKER_URL"] == "redis://redis:6379/0"
     assert "data:/data" in service["volumes"]
     assert service["build"]["target"] == ("worker" if name == "worker" else "web")
+
+
+@pytest.mark.parametrize("name", ["web", "worker", "migrate"])
+def test_any_password_reaches_the_database(name: str) -> None:
+    """It stands beside the URL, which its characters could not break."""
+    environment = SERVICES[name]["environment"]
+    url = make_url(environment["TUNESMITH_DATABASE_URL"])
+    assert (url.username, url.password, url.host) == ("tunesmith", None, "postgres")
+    assert environment["PGPASSWORD"] == SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]
+
+
+def test_the_port_is_the_same_inside_and_outside() -> None:
+    port = SERVICES["web"]["environment"]["TUNESMITH_PORT"]
+    assert SERVICES["web"]["ports"] == [f"127.0.0.1:{port}:{port}"]
 
 
 def test_nothing_starts_before_the_schema_is_there() -> None:

@@ -180,8 +180,13 @@ def _listed(settings: Settings) -> Iterator[tuple[str, Path | None]]:
         name, equals, directory = entry.partition("=")
         if equals:
             yield name, Path(directory).expanduser()
+            continue
+        try:
+            place = _downloaded(settings, name)
+        except ValueError as problem:  # the hub knows no such names
+            _pass_over(name, "TUNESMITH_BASE_MODELS", str(problem))
         else:
-            yield name, _downloaded(settings, name)
+            yield name, place
 
 
 def _downloaded(settings: Settings, name: str) -> Path | None:
@@ -201,7 +206,7 @@ def _download(settings: Settings, name: str) -> Path:
 @cache
 def _pass_over(name: str, directory: str, problem: str) -> None:
     # Cached to be said once: the store is read again at every heartbeat.
-    logger.warning("model %s in %s is passed over, its files can't be read: %s", name, directory, problem)
+    logger.warning("model %s in %s is passed over: %s", name, directory, problem)
 
 
 def _count(safetensors: Path) -> int:

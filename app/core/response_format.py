@@ -13,6 +13,8 @@ from llguidance import LLMatcher
 
 from app.core.refusals import invalid, missing, wrong_type, wrong_value
 
+_FIELDS = (("name", str, "a string"), ("strict", bool, "a boolean"), ("description", str, "a string"))
+
 
 def parse_response_format(value: object, *, param: str) -> dict[str, Any] | None:
     """Return the Chat Completions shape, or None for plain text.
@@ -32,11 +34,15 @@ def parse_response_format(value: object, *, param: str) -> dict[str, Any] | None
         raise wrong_value(str(kind), ("json_schema", "json_object", "text"), f"{param}.type")
     nested = isinstance(value.get("json_schema"), Mapping)
     inner: Mapping[str, Any] = value["json_schema"] if nested else value
-    where = f"{param}.json_schema.schema" if nested else f"{param}.schema"
+    where = f"{param}.json_schema" if nested else param
     schema = inner.get("schema")
     if not isinstance(schema, Mapping):
-        raise missing(where)
-    _check_schema(schema, where)
+        raise missing(f"{where}.schema")
+    for key, wanted, words in _FIELDS:
+        given = inner.get(key)
+        if given is not None and not isinstance(given, wanted):
+            raise wrong_type(words, given, f"{where}.{key}")
+    _check_schema(schema, f"{where}.schema")
     body = {"name": inner.get("name") or "answer", "schema": dict(schema)}
     body |= {key: inner[key] for key in ("strict", "description") if inner.get(key) is not None}
     return {"type": "json_schema", "json_schema": body}

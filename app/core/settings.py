@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     data: Path = Path("data")
     models: Path = Field(default_factory=_default_models)
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535)
     database_url: str | None = None
     broker_url: str | None = None
     organization: str = "personal"
@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     @property
     def address(self) -> str:
         """The address a person opens."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def listed(self, text: str) -> tuple[str, ...]:
         """Split a comma-separated setting."""

@@ -21,8 +21,6 @@ STATUSES: tuple[JobStatus, ...] = (
 )
 
 TERMINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
-LEASED: frozenset[JobStatus] = frozenset({"running", "pausing"})
-CLAIMABLE: frozenset[JobStatus] = frozenset({"validating_files", "queued", "running"})
 
 # What each move may start from and where it leads. A status standing in both keeps its row's status.
 MOVES: dict[str, dict[JobStatus, JobStatus]] = {

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
+from app.core import outbound
 from app.core.errors import InvalidRequest
 from app.core.tables import Delivery, Webhook, WebhookEndpoint
 from app.dashboard import format, render
@@ -30,13 +31,16 @@ def show_endpoints(visitor: SignedIn, session: Reading) -> Response:
 @router.post("/webhooks")
 def create_endpoint(visitor: SignedIn, form: Form, context: Parts, session: Writing) -> Response:
     """Add an endpoint and show its signing secret, this once."""
+    settings, url = context.settings, text(form, "url")
     try:
+        # Before the session's first statement: a name server may be slow, and others wait for the lock.
+        outbound.check_name(url, allow=settings.listed(settings.webhook_allow))
         endpoint, secret = webhooks.create_endpoint(
             session,
-            settings=context.settings,
+            settings=settings,
             project_id=visitor.project_id,
             name=text(form, "name"),
-            url=text(form, "url"),
+            url=url,
             event_types=[str(value) for value in form.getlist("event_types")],
         )
     except InvalidRequest as refusal:

@@ -17,6 +17,8 @@ from app.services import rollouts
 
 BOOTSTRAP_SEED = 20241206
 RESAMPLES = 10_000
+# How many drawn numbers are in memory at once; the intervals don't depend on it.
+BLOCK_NUMBERS = 1_000_000
 # An item counts as passed from here on; "fixed" and "broken" are its changes.
 PASS = 0.5
 
@@ -41,8 +43,13 @@ def bootstrap(values: Sequence[float]) -> Interval:
     Source: Efron & Tibshirani, *An Introduction to the Bootstrap*, §13.3.
     """
     sample = np.asarray(values, dtype=np.float64)  # [n]
-    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(0, len(sample), (RESAMPLES, len(sample)))
-    low, high = np.quantile(sample[draws].mean(axis=1), [0.025, 0.975])
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    means = np.empty(RESAMPLES)
+    rows = max(1, BLOCK_NUMBERS // len(sample))
+    for start in range(0, RESAMPLES, rows):
+        block = means[start : start + rows]
+        block[:] = sample[generator.integers(0, len(sample), (len(block), len(sample)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(sample.mean()), float(low), float(high))
 
 

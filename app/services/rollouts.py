@@ -13,6 +13,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from app.core import clock
+from app.core.errors import NotFound
 from app.core.ids import new_id
 from app.core.page import Page, read_page
 from app.core.storage import Storage
@@ -106,7 +107,10 @@ def list_rollouts(
     limit: int,
     after: str | None = None,
 ) -> Page[dict[str, Any]]:
-    """Return a page of rollouts in the order they were committed, texts included, in their wire form."""
+    """Return a page of rollouts in the order they were committed, texts included, in their wire form.
+
+    Raises: NotFound when the texts of one of them are gone.
+    """
     query = select(Rollout).where(Rollout.job_id == job_id)
     if step is not None:
         query = query.where(Rollout.step == step)
@@ -153,9 +157,14 @@ def rewards(session: Session, *, job_id: str, step: int, split: str) -> dict[int
 
 
 def forget_old(session: Session, *, before: float, limit: int = 100) -> Sequence[str]:
-    """Drop rollouts of jobs that ended `before` a moment; return the URIs whose bytes may then go."""
+    """Drop the training rollouts of jobs that ended `before` a moment; return the URIs whose bytes may go.
+
+    Those of the validation and test files stay: the verdict is computed from their rows.
+    """
     ended = select(Job.id).where(Job.finished_at.is_not(None), Job.finished_at < before)
-    batches = session.scalars(select(RolloutBatch).where(RolloutBatch.job_id.in_(ended)).limit(limit)).all()
+    batches = session.scalars(
+        select(RolloutBatch).where(RolloutBatch.job_id.in_(ended), RolloutBatch.split == "train").limit(limit)
+    ).all()
     for batch in batches:
         session.execute(
             delete(Rollout).where(
@@ -171,8 +180,15 @@ def _texts(
 ) -> dict[tuple[int, str], list[dict[str, Any]]]:
     found = {}
     for step, split in places:
-        batch = session.get_one(RolloutBatch, (job_id, step, split))
-        text = gzip.decompress(b"".join(storage.chunks(batch.uri))).decode()
+        # Either may go while a page is read: the row first, then the bytes.
+        batch = session.get(RolloutBatch, (job_id, step, split))
+        try:
+            packed = b"".join(storage.chunks(batch.uri)) if batch else None
+        except FileNotFoundError:
+            packed = None
+        if packed is None:
+            raise NotFound(f"The answers of step {step} on the {split} file are no longer stored.")
+        text = gzip.decompress(packed).decode()
         found[step, split] = [json.loads(line) for line in text.split("\n") if line]
     return found
 

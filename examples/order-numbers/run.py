@@ -21,6 +21,14 @@ class Failure(Exception):
     """The run did not do what it is meant to show; the message is one line that says why."""
 
 
+def default_address() -> str:
+    """Return where this shell's settings put the service."""
+    host = os.environ.get("TUNESMITH_HOST", "127.0.0.1")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    port = os.environ.get("TUNESMITH_PORT", "8000")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def connect(arguments: argparse.Namespace) -> httpx.Client:
     """Return a client of the running service, with the first API key from its data folder."""
     credentials = Path(os.environ.get("TUNESMITH_DATA", "data")).expanduser() / "credentials"
@@ -159,8 +167,7 @@ def run(arguments: argparse.Namespace) -> bool:
 def main() -> int:
     """Read the command line, run, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    port = os.environ.get("TUNESMITH_PORT", "8000")
-    parser.add_argument("--address", default=f"http://127.0.0.1:{port}")
+    parser.add_argument("--address", default=default_address(), help="by default %(default)s")
     parser.add_argument("--model", default="smollm2-135m-instruct-q4")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("DEMO_SEED", "42")))
     try:

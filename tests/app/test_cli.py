@@ -73,6 +73,21 @@ def test_starting_twice_says_that_it_runs(service: Service) -> None:
     assert foreground.stderr == f"Tunesmith is already running at {service.url}.\n"
 
 
+def test_a_running_service_is_found_where_it_is(service: Service) -> None:
+    """This shell names another port than the service was started with."""
+    before = service.pids
+    again = service.command("up", TUNESMITH_PORT="9")
+    assert again.returncode == 0, again.stderr
+    said = again.stdout.splitlines()
+    assert said[:2] == [
+        f"Tunesmith is already running at {service.url}",
+        "It stays there: for http://127.0.0.1:9, `make down` first.",
+    ]
+    assert said[2].startswith(f"Dashboard: {service.url}/login?token=")
+    assert service.command("address", TUNESMITH_PORT="9").stdout == f"{service.url}\n"
+    assert service.pids == before
+
+
 def test_key_prints_a_key_that_works(service: Service) -> None:
     secret = service.command("key").stdout.strip()
     answer = httpx.get(
@@ -136,9 +151,10 @@ def test_data_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> No
     assert service.pids == {}
 
 
-def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("port", ["many", "0"])
+def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path, port: str) -> None:
     service = prepare_service(tmp_path)
-    refused = service.command("up", TUNESMITH_PORT="many")
+    refused = service.command("up", TUNESMITH_PORT=port)
     assert refused.returncode == 1
     assert refused.stderr.startswith("TUNESMITH_PORT: ")
 

@@ -1,6 +1,7 @@
 """The model store: what is found, where it is, and the default model built from its package for real."""
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,35 @@ def test_a_directory_with_a_config_is_a_model_and_nothing_else_is(settings: Sett
     )
     assert found.context == 4096
     assert found.weights_bytes == (settings.models / "tiny" / "model.safetensors").stat().st_size
+
+
+def test_what_cannot_be_read_is_passed_over_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "models"
+    settings = Settings(models=store, base_models=f"gone={tmp_path / 'gone'}, not a name")
+    build_tiny_model(store / "tiny")
+    for name, config in (("cut", "{"), ("list", "[]"), ("latin", '{"é": 1}'), ("locked", "{}")):
+        (store / name).mkdir()
+        (store / name / "config.json").write_text(config, encoding="latin-1")
+    (store / "locked" / "model.safetensors").mkdir()
+    for name, weights in (
+        ("short", b"\x08"),
+        ("empty-header", struct.pack("<Q", 50)),
+        ("endless", struct.pack("<Q", 2**62)),
+        ("shapeless", struct.pack("<Q", 8) + b'{"w":{}}'),
+        ("listed-header", struct.pack("<Q", 2) + b"[]"),
+    ):
+        (store / name).mkdir()
+        (store / name / "config.json").write_text("{}")
+        (store / name / "model.safetensors").write_bytes(weights)
+    for _ in range(2):
+        assert [model.id for model in models.scan(settings)] == ["tiny"]
+    said = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
+    assert sorted(map(str, said)) == [
+        *("cut", "empty-header", "endless", "gone", "latin", "list"),
+        *("listed-header", "locked", "not a name", "shapeless", "short"),
+    ]
 
 
 def test_parameters_are_counted_from_the_header(settings: Settings) -> None:

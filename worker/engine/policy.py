@@ -171,9 +171,7 @@ class Policy:
         directory.mkdir(parents=True, exist_ok=True)
         settings = self._adapted.peft_config["default"]
         settings.save_pretrained(directory)
-        tensors = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in self._adapter_state().items()
-        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._adapter_state().items()}
         save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
 
     def load_adapter(self, directory: Path) -> None:

@@ -209,13 +209,8 @@ def test_metadata_is_refused_even_when_allowed() -> None:
         with pytest.raises(InvalidRequest, match="no webhook may reach"):
             check_url(f"http://{host}/", allow=everything)
     with pytest.raises(OutboundError, match="no webhook may reach"):
-        post(
-            "http://inside.example/",
-            b"{}",
-            {},
-            allow=everything,
-            resolver=lambda host, port: ["169.254.169.254"],
-        )
+        answer = ["169.254.169.254"]
+        post("http://inside.example/", b"{}", {}, allow=everything, resolver=lambda host, port: answer)
 
 
 def test_the_allow_list_opens_what_it_names_and_no_more() -> None:

@@ -1,9 +1,11 @@
 """The forms: a run is created through the API's own validator, and refusals keep what was typed."""
 
 import json
+import socket
+from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from app.core.context import Context
@@ -199,6 +201,26 @@ def test_endpoint_is_added_and_deleted(browser: TestClient, context: Context, cs
     assert refused.status_code == 422
     assert 'id="url-wrong"' in refused.text
     assert 'value="mine"' in refused.text
+
+
+def test_endpoint_whose_name_leads_inside_is_refused(
+    browser: TestClient, context: Context, csrf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name server is asked while others can write: with the lock held, its answer would never come."""
+
+    def name_server(*_: object, **__: object) -> list[tuple[Any, ...]]:
+        with context.db.transaction() as session:
+            session.execute(update(WebhookEndpoint).values(name="written meanwhile"))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.1.2.3", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", name_server)
+    sent = {"csrf": csrf, "name": "mine", "url": "https://hooks.example.com/x"}
+    refused = browser.post("/webhooks", data=sent | {"event_types": ["fine_tuning.job.failed"]})
+    assert refused.status_code == 422
+    assert "is not a public address" in refused.text
+    assert 'id="url-wrong"' in refused.text
+    with context.db.reading() as session:
+        assert session.scalars(select(WebhookEndpoint.name)).all() == ["written meanwhile"]
 
 
 def test_deliveries_are_listed(browser: TestClient, context: Context) -> None:

@@ -5,6 +5,7 @@ from sqlalchemy import select
 
 from app.core import clock
 from app.core.db import Database
+from app.core.errors import NotFound
 from app.core.storage import Storage
 from app.core.tables import Job, Model
 from app.services import checkpoints, evaluations, rollouts
@@ -101,17 +102,42 @@ def test_bootstrap_covers_and_repeats() -> None:
     assert interval.high == pytest.approx(0.598, abs=0.015)
 
 
+def test_bootstrap_draws_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block's size moves no number, and one of fewer numbers than a resample still works."""
+    values = [0.1, 0.7, 0.4] * 11
+    whole = evaluations.bootstrap(values)
+    for numbers in (1, 7_777):
+        monkeypatch.setattr(evaluations, "BLOCK_NUMBERS", numbers)
+        assert evaluations.bootstrap(values) == whole
+
+
 def test_old_rollouts_are_forgotten(database: Database, storage: Storage, job: Job) -> None:
-    """Only those of jobs that ended before the moment; the running job keeps its own."""
+    """Only those of jobs that ended before the moment; the running job keeps its own, the verdict stays."""
+    save(database, storage, job, 0, "test", [record(0, 0.0, text="before")])
     save(database, storage, job, 1, "train", [record(0, 1.0)])
+    save(database, storage, job, 1, "test", [record(0, 1.0, text="after")])
+    with database.reading() as session:
+        verdict = evaluations.evaluation(session, job=job)
     with database.transaction() as session:
         assert rollouts.forget_old(session, before=clock.now() + 10) == []
         session.get_one(Job, job.id).finished_at = 5.0
         session.flush()
         gone = rollouts.forget_old(session, before=10.0)
     assert gone == [rollouts.batch_uri(job_id=job.id, step=1, split="train", token=1)]
+    storage.remove(gone[0])
     with database.reading() as session:
-        assert rollouts.list_rollouts(session, storage=storage, job_id=job.id, limit=9).rows == []
+        page = rollouts.list_rollouts(session, storage=storage, job_id=job.id, limit=9)
+        assert [row["completion"] for row in page.rows] == ["before", "after"]
+        assert verdict is not None
+        assert evaluations.evaluation(session, job=job) == verdict
+
+
+def test_lost_bytes_are_a_clear_answer(database: Database, storage: Storage, job: Job) -> None:
+    """A page read while its bytes go, or after a backup without them, is a 404 that names the step."""
+    save(database, storage, job, 3, "train", [record(0, 1.0)])
+    storage.remove(rollouts.batch_uri(job_id=job.id, step=3, split="train", token=1))
+    with database.reading() as session, pytest.raises(NotFound, match="step 3 on the train file"):
+        rollouts.list_rollouts(session, storage=storage, job_id=job.id, limit=9)
 
 
 def test_the_best_three_checkpoints_stay(database: Database, job: Job) -> None:
