@@ -18,7 +18,7 @@ from pathlib import Path
 from app.core import clock
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
-from app.services import files, heartbeats, leases, models, rollouts
+from app.services import acceptances, files, heartbeats, leases, models, rollouts, uploads
 from app.services.leases import Lease
 from worker import delivery
 from worker import models as store
@@ -181,6 +181,8 @@ class Supervisor(threading.Thread):
         with self._context.db.transaction() as session:
             leases.sweep(session, max_attempts=self._settings.max_attempts)
             files.delete_expired(session, storage=self._context.storage)
+            uploads.end_expired(session, storage=self._context.storage)
+            acceptances.forget_old(session)
         if not self._delivery.is_alive():
             # Beside this thread: a slow endpoint must not keep a job waiting.
             self._delivery = threading.Thread(

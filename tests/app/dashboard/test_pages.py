@@ -10,7 +10,15 @@ from app.core.status import STATUSES
 from app.services import events
 from tests.app.dashboard.seed import Seeded
 
-PATHS = ("/finetune", "/finetune/new", "/models", "/storage/files", "/webhooks", "/api-keys")
+PATHS = (
+    "/finetune",
+    "/finetune/new",
+    "/models",
+    "/storage/files",
+    "/webhooks",
+    "/api-keys",
+    "/api-reference",
+)
 
 
 @pytest.mark.parametrize("path", PATHS)
