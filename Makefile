@@ -52,7 +52,20 @@ login: $(SERVICE_STAMP) ## print a new login address for the dashboard
 
 .PHONY: test
 test: system lint $(MODELS_STAMP) ## lint, types, import contracts, then every test
+	@$(BIN)/python -m tests.clients.node_client
 	@$(BIN)/python -m pytest
+
+.PHONY: bench-api
+bench-api: $(DEV_STAMP) ## time the API: a page at 100 and 100,000 jobs, requests a second beside a bare route
+	@$(BIN)/python -m tests.bench.api
+
+.PHONY: compat
+compat: $(DEV_STAMP) ## call every method of OpenAI's client that this service has, and write the page about it
+	@$(BIN)/python -m tests.bench.compat
+
+.PHONY: bench-fuzz
+bench-fuzz: $(DEV_STAMP) ## send thousands of malformed requests to every route: no 5xx, no byte left
+	@$(BIN)/python -m tests.bench.fuzz
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## lint, format, types, import contracts and vendored files, without the tests

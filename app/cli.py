@@ -1,4 +1,4 @@
-"""The commands: up, down, serve, status, logs, key, login-url, address, migrate. `make` calls each by name.
+"""The commands: up, down, serve, status, logs, key, project, login-url, address, migrate; `make` calls them.
 
 They assemble and report; what they do is in `app.supervision`, `app.parts`, `app.doctor` and the services.
 """
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import httpx
@@ -122,10 +122,23 @@ def logs(settings: Settings) -> None:
     os.execvp("tail", ["tail", "-n", "30", "-F", *files])
 
 
-def key(settings: Settings) -> None:
+def key(settings: Settings, *, project: str | None = None, scopes: str = api_keys.ADMIN) -> None:
     """Print a new API key."""
     _open_data(settings)
-    print(_new_key(settings, "made by `make key`"))
+    listed = settings.listed(scopes)
+    print(_new_key(settings, "made by `make key`", project_id=project, scopes=listed))
+
+
+def add_project(settings: Settings, *, name: str) -> None:
+    """Make a project and print it with its first API key."""
+    _open_data(settings)
+    context = Context.build(settings)
+    with context.db.transaction() as session:
+        # The first project of a service stays the oldest, which is the one commands speak of.
+        projects.default_project(session)
+        project = projects.create_project(session, name=name)
+        _, secret = api_keys.create_key(session, project_id=project.id, name="first key")
+    print(f"Project: {project.id}\nAPI key: {secret}")
 
 
 def login_url(settings: Settings) -> None:
@@ -170,11 +183,16 @@ def _open_data(settings: Settings) -> None:
     migrate.upgrade(settings)
 
 
-def _new_key(settings: Settings, name: str) -> str:
+def _new_key(
+    settings: Settings, name: str, *, project_id: str | None = None, scopes: Sequence[str] = (api_keys.ADMIN,)
+) -> str:
     context = Context.build(settings)
     with context.db.transaction() as session:
-        project = projects.default_project(session)
-        return api_keys.create_key(session, project_id=project.id, name=name)[1]
+        if project_id is None:
+            project_id = projects.default_project(session).id
+        elif not projects.is_there(session, project_id=project_id):
+            raise CommandError(f"There is no project {project_id}.")
+        return api_keys.create_key(session, project_id=project_id, name=name, scopes=scopes)[1]
 
 
 def _service(settings: Settings) -> dict[str, str] | None:
@@ -225,7 +243,7 @@ def _answers(at: str) -> bool:
         return False
 
 
-COMMANDS: dict[str, Callable[[Settings], None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "up": up,
     "down": down,
     "serve": serve,
@@ -242,13 +260,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what goes wrong is said in one line."""
     parser = argparse.ArgumentParser(prog="python -m app.cli")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.__doc__)
-    name = parser.parse_args(arguments).command
+    parsers = {name: commands.add_parser(name, help=command.__doc__) for name, command in COMMANDS.items()}
+    parsers["key"].add_argument(
+        "--project", help="the project the key belongs to; the first one if not given"
+    )
+    parsers["key"].add_argument("--scopes", default=api_keys.ADMIN, help=", ".join(api_keys.SCOPES))
+    verbs = commands.add_parser("project", help="make a project").add_subparsers(dest="verb", required=True)
+    verbs.add_parser("add", help=add_project.__doc__).add_argument("name")
+    options = vars(parser.parse_args(arguments))
+    name, verb = options.pop("command"), options.pop("verb", None)
+    command = add_project if verb == "add" else COMMANDS[name]
     level = logging.INFO if name == "serve" else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        COMMANDS[name](Settings())
+        command(Settings(), **options)
     except ValidationError as problem:
         first = problem.errors()[0]
         print(f"TUNESMITH_{str(first['loc'][0]).upper()}: {first['msg']}", file=sys.stderr)

@@ -5,6 +5,7 @@ the commands.
 """
 
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,9 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
 
 from app.api import health
+from app.api.document import document
 from app.api.guard import HostGuard
 from app.api.routes import api
 from app.api.stamp import Stamp
@@ -46,10 +49,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.context = context
     app.include_router(health.router)
     wire = api(context)
-    app.mount("/v1", wire)
+    described = document(wire)
+    # Without a key: it says what any reader of this project's source knows.
+    app.router.routes.append(Route("/v1/openapi.json", endpoint=lambda _: JSONResponse(described)))
+    below = Mount("/v1", app=wire)
+    # Starlette's own pattern ends at a line end, and the answer would be no envelope.
+    below.path_regex = re.compile(r"^/v1/(?P<path>(?s:.*))$")
+    app.router.routes.append(below)
     # A mount begins at its slash; without one the answer would be a page.
     app.router.routes.append(Route("/v1", endpoint=wire, include_in_schema=False))
-    install(app)
+    install(app, document=described)
     return app
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
 from app.core.tables import Job
-from app.services import files, heartbeats, leases, models
+from app.services import acceptances, files, heartbeats, leases, models, uploads
 from app.services.leases import Lease
 from worker import delivery, results, retention
 from worker import models as store
@@ -194,6 +194,8 @@ class Supervisor(threading.Thread):
         with self._context.db.transaction() as session:
             leases.sweep(session, max_attempts=self._settings.max_attempts)
             files.delete_expired(session, storage=self._context.storage)
+            uploads.end_expired(session, storage=self._context.storage)
+            acceptances.forget_old(session)
         results.write_missing(self._context)
         if not self._delivery.is_alive():
             # Beside this thread: a slow endpoint must not keep a job waiting.

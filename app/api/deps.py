@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 
 from app.api import strict_json
 from app.api.guard import Caller
+from app.core import refusals
 from app.core.context import Context
 from app.core.errors import InvalidRequest
+from app.services.acceptances import Attempt
 
 
 def get_context(request: Request) -> Context:
@@ -35,6 +37,15 @@ def get_session(request: Request) -> Iterator[Session]:
         yield session
 
 
+def get_attempt(request: Request) -> Attempt:
+    """Return what a creating request says about being sent again. Raises: InvalidRequest."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise refusals.invalid("it must be 1 to 255 printable ASCII characters long", "Idempotency-Key")
+    count = request.headers.get("x-stainless-retry-count", "")
+    return Attempt(get_caller(request).key_id, key, count.isdecimal() and count.strip("0") != "")
+
+
 async def json_object(request: Request) -> dict[str, Any]:
     """Return the JSON object in the body. Raises: InvalidRequest for anything else."""
     content_type = request.headers.get("content-type", "")
@@ -51,6 +62,7 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 InContext = Annotated[Context, Depends(get_context)]
 ByCaller = Annotated[Caller, Depends(get_caller)]
+ByAttempt = Annotated[Attempt, Depends(get_attempt)]
 # The default scope would commit after the client has its answer.
 InSession = Annotated[Session, Depends(get_session, scope="function")]
 JsonObject = Annotated[dict[str, Any], Depends(json_object)]
@@ -58,4 +70,5 @@ JsonObject = Annotated[dict[str, Any], Depends(json_object)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 FileLimit = Annotated[int, Query(ge=1, le=10_000)]
 Order = Annotated[Literal["asc", "desc"], Query()]
+LongOrder = Annotated[Literal["ascending", "descending"], Query()]
 Natural = Annotated[int | None, Query(ge=0, le=2**31 - 1)]

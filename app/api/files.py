@@ -3,20 +3,33 @@
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-from app.api.deps import ByCaller, FileLimit, InContext, InSession, Order
+from app.api.deps import ByAttempt, ByCaller, FileLimit, InContext, InSession, Order
 from app.api.multipart import Received
 from app.api.schemas.files import DeletedFile, FileObject, file_object
 from app.api.schemas.lists import ListedWithEnds, listed_with_ends
 from app.core.errors import NotFound
-from app.services import files
+from app.services import acceptances, files
 
 router = APIRouter(prefix="/files", tags=["files"])
 
 
 @router.post("")
-def create_file(upload: Received, session: InSession) -> FileObject:
-    """Upload a file."""
+def create_file(
+    context: InContext, caller: ByCaller, upload: Received, session: InSession, attempt: ByAttempt
+) -> FileObject:
+    """Upload a file. Sent again, it makes no second one."""
     assert upload.stored is not None
+    content = {"sha256": upload.stored.sha256, "filename": upload.filename} | upload.fields
+    body_sha256 = acceptances.body_hash(content)
+    earlier = acceptances.accepted_before(session, attempt=attempt, noun="file", body_sha256=body_sha256)
+    # A twin that was deleted since is none; what an Idempotency-Key made stays its only file.
+    if earlier is not None and (
+        attempt.idempotency_key is not None
+        or files.is_there(session, project_id=caller.project_id, file_id=earlier)
+    ):
+        found = files.get_file(session, project_id=caller.project_id, file_id=earlier)
+        files.discard(context.storage, upload.stored)
+        return file_object(found)
     file = files.create_file(
         session,
         stored=upload.stored,
@@ -24,6 +37,7 @@ def create_file(upload: Received, session: InSession) -> FileObject:
         purpose=upload.fields["purpose"],
         expires_after=upload.expires_after,
     )
+    acceptances.accept(session, attempt=attempt, noun="file", body_sha256=body_sha256, object_id=file.id)
     return file_object(file)
 
 

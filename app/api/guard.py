@@ -7,19 +7,23 @@ Source: CVE-2023-48022 and CVE-2025-62593, services on loopback reached through 
 """
 
 import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
 from anyio import to_thread
 from sqlalchemy.exc import OperationalError
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api import scopes
 from app.api.handlers import answer
+from app.api.limits import Allowance, Limit
 from app.core.context import Context
-from app.core.errors import AppError, Forbidden, InvalidRequest, TooLarge, Unavailable
+from app.core.errors import AppError, Forbidden, InvalidRequest, TooLarge, Unauthenticated, Unavailable
 from app.core.settings import Settings
 from app.services import api_keys
+from app.services.api_keys import NoKey
 
 # What a form may weigh beside its file.
 FORM_BYTES = 1024 * 1024
@@ -33,6 +37,7 @@ class Caller:
 
     project_id: str
     key_id: str
+    scopes: frozenset[str]
 
 
 class HostGuard:
@@ -80,6 +85,9 @@ class KeyGuard:
     def __init__(self, app: ASGIApp, *, context: Context) -> None:
         self.app = app
         self.context = context
+        settings = context.settings
+        self.requests = _limited(settings.requests_per_minute, "requests")
+        self.wrong_keys = _limited(settings.wrong_keys_per_minute, "wrong API keys")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Put the caller into `scope["state"]` and pass the request on with its body limited."""
@@ -87,34 +95,93 @@ class KeyGuard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        allowance: Allowance | None = None
         try:
-            caller = await to_thread.run_sync(self._caller, _bearer(headers))
+            caller = await self._admitted(headers, scope)
+            if self.requests is not None:
+                allowance = self.requests.take(caller.key_id)
+            scopes.check(caller.scopes, scope["method"], _path(scope))
             _check_address(scope)
-            limit = self._limit(headers)
+            limit = self._limit(headers, scope["path"])
             _check_length(headers, limit)
         except AppError as error:
             if "expect" not in headers:
                 await _drain(receive)
-            await answer(error)(scope, receive, send)
+            await answer(error)(scope, receive, _telling(send, allowance))
             return
         scope.setdefault("state", {})["caller"] = caller
-        await self.app(scope, _counted(receive, limit), send)
+        await self.app(scope, _counted(receive, limit), _telling(send, allowance))
+
+    async def _admitted(self, headers: Headers, scope: Scope) -> Caller:
+        try:
+            caller = await to_thread.run_sync(self._caller, _bearer(headers))
+        except NoKey:
+            raise
+        except Unauthenticated:
+            # A right key is never held up by the wrong ones sent from the same address.
+            if self.wrong_keys is not None:
+                self.wrong_keys.take(scope["client"][0] if scope.get("client") else "")
+            raise
+        self._check_names(headers, caller)
+        return caller
 
     def _caller(self, secret: str | None) -> Caller:
         try:
             with self.context.db.reading() as session:
                 key = api_keys.authenticate(session, secret=secret)
-            if api_keys.is_stale(key):
-                with self.context.db.transaction() as session:
-                    api_keys.touch(session, key)
         except OperationalError as problem:
             raise Unavailable("The database can't be reached at the moment. Please try again.") from problem
-        return Caller(key.project_id, key.id)
+        if api_keys.is_stale(key):
+            # A full disk keeps nobody from reading: when the key was last used is only a note.
+            with suppress(OperationalError), self.context.db.transaction() as session:
+                api_keys.touch(session, key)
+        return Caller(key.project_id, key.id, frozenset(key.scopes))
 
-    def _limit(self, headers: Headers) -> int:
+    def _check_names(self, headers: Headers, caller: Caller) -> None:
+        ours = self.context.settings.organization
+        organization, project = headers.get("openai-organization"), headers.get("openai-project")
+        if organization and organization not in (ours, f"org-{ours}"):
+            raise Unauthenticated(
+                "The OpenAI-Organization header names another organization than the API key's. Leave it out "
+                "(clients send OPENAI_ORG_ID when it is set).",
+                code="mismatched_organization",
+            )
+        if project and project != caller.project_id:
+            raise Unauthenticated(
+                "The OpenAI-Project header names another project than the API key's. Leave it out "
+                "(clients send OPENAI_PROJECT_ID when it is set).",
+                code="mismatched_project",
+            )
+
+    def _limit(self, headers: Headers, path: str) -> int:
+        settings = self.context.settings
         if headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            return self.context.settings.max_file_bytes + FORM_BYTES
-        return self.context.settings.max_json_bytes
+            is_part = path.endswith("/parts")
+            return (settings.max_part_bytes if is_part else settings.max_file_bytes) + FORM_BYTES
+        return settings.max_json_bytes
+
+
+def _limited(per_minute: int, what: str) -> Limit | None:
+    return Limit(per_minute, what) if per_minute else None
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _telling(send: Send, allowance: Allowance | None) -> Send:
+    """Return `send` that puts the limit's headers on the answer."""
+    if allowance is None:
+        return send
+    extra = allowance.headers()
+
+    async def telling(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(extra)
+        await send(message)
+
+    return telling
 
 
 def _bearer(headers: Headers) -> str | None:

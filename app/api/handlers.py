@@ -17,9 +17,29 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from app.core import refusals
-from app.core.errors import AppError, InvalidRequest, NotFound, StorageFull, TooLarge, Unavailable
+from app.core.errors import (
+    AppError,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    StorageFull,
+    TooLarge,
+    Unavailable,
+)
 
 logger = logging.getLogger(__name__)
+
+_WANTED = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
+    "int_from_float": "an integer",
+    "string_type": "a string",
+    "bool_type": "a boolean",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
 
 
 class MethodNotAllowed(AppError):
@@ -50,6 +70,8 @@ def answer(error: AppError) -> JSONResponse:
     headers = {}
     if isinstance(error, StorageFull):
         headers["x-should-retry"] = "false"
+    if isinstance(error, RateLimited):
+        headers |= error.headers
     if isinstance(error, TooLarge):
         # Nobody reads the rest of the body, so the connection can't carry another request.
         headers["connection"] = "close"
@@ -84,8 +106,17 @@ def _on_refused_data(request: Request, error: Exception) -> Response:
 
 
 def _on_database_down(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OperationalError)
+    if _is_full(error):
+        logger.error("%s: the database's disk is full: %s", _request_id(request), error)
+        return answer(StorageFull("No room is left on the database's disk. Free some space and try again."))
     logger.error("%s: the database can't be reached: %s", _request_id(request), error)
     return answer(Unavailable("The database can't be reached at the moment. Please try again."))
+
+
+def _is_full(error: OperationalError) -> bool:
+    # SQLSTATE 53100, Postgres; SQLite has its message only.
+    return getattr(error.orig, "sqlstate", None) == "53100" or "disk is full" in str(error.orig)
 
 
 def _on_disconnect(_request: Request, _error: Exception) -> Response:
@@ -116,8 +147,10 @@ def invalid_parameter(problem: Mapping[str, Any]) -> InvalidRequest:
         return _out_of_bounds(name, value, "below minimum", f">= {context['ge']}", "integer_below_min_value")
     if kind == "less_than_equal":
         return _out_of_bounds(name, value, "above maximum", f"<= {context['le']}", "integer_above_max_value")
-    if kind.startswith("int_"):
-        return refusals.wrong_type("an integer", value, name)
+    if kind == "extra_forbidden":
+        return refusals.unknown(name)
+    if (wanted := _WANTED.get(kind)) is not None:
+        return refusals.wrong_type(wanted, value, name)
     if kind == "literal_error":
         return InvalidRequest(
             f"Invalid value: {str(value)[:80]!r}. Supported values are: {context['expected']}.",

@@ -2,20 +2,27 @@
 
 from fastapi import APIRouter
 
-from app.api.deps import ByCaller, InContext, InSession, JsonObject, Limit
+from app.api.deps import ByAttempt, ByCaller, InContext, InSession, JsonObject, Limit
 from app.api.labels import ByLabels
 from app.api.schemas.jobs import JobObject, job_object
 from app.api.schemas.lists import Listed, listed
-from app.services import jobs
+from app.services import acceptances, jobs
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
 
 @router.post("")
-def create_job(body: JsonObject, context: InContext, session: InSession, caller: ByCaller) -> JobObject:
-    """Create a job; what its files hold is checked when it starts."""
-    settings = context.settings
-    job = jobs.create_job(session, settings=settings, project_id=caller.project_id, body=body)
+def create_job(
+    body: JsonObject, context: InContext, session: InSession, caller: ByCaller, attempt: ByAttempt
+) -> JobObject:
+    """Create a job; what its files hold is checked when it starts. Sent again, it makes no second one."""
+    settings, body_sha256 = context.settings, acceptances.body_hash(body)
+    earlier = acceptances.accepted_before(session, attempt=attempt, noun="job", body_sha256=body_sha256)
+    if earlier is not None:
+        job = jobs.get_job(session, project_id=caller.project_id, job_id=earlier)
+    else:
+        job = jobs.create_job(session, settings=settings, project_id=caller.project_id, body=body)
+        acceptances.accept(session, attempt=attempt, noun="job", body_sha256=body_sha256, object_id=job.id)
     return job_object(job, organization=settings.organization)
 
 

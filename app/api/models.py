@@ -1,10 +1,10 @@
-"""Routes of models: list and retrieve. A name may hold slashes and colons."""
+"""Routes of models: list, retrieve, delete. A name may hold slashes and colons."""
 
 from fastapi import APIRouter
 
 from app.api.deps import ByCaller, InContext, InSession
 from app.api.schemas.lists import Catalogue, catalogue
-from app.api.schemas.models import ModelObject, model_object
+from app.api.schemas.models import DeletedModel, ModelObject, model_object
 from app.services import models
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -22,3 +22,10 @@ def retrieve_model(context: InContext, session: InSession, caller: ByCaller, mod
     """Return one model."""
     model = models.get_model(session, project_id=caller.project_id, model_id=model_id)
     return model_object(model, organization=context.settings.organization)
+
+
+@router.delete("/{model_id:path}")
+def delete_model(context: InContext, session: InSession, caller: ByCaller, model_id: str) -> DeletedModel:
+    """Delete a tuned model or checkpoint with its weights."""
+    models.delete_model(session, storage=context.storage, project_id=caller.project_id, model_id=model_id)
+    return DeletedModel(id=model_id)

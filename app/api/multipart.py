@@ -1,13 +1,14 @@
-"""Receives an uploaded file: the form is parsed as it arrives and its file goes straight into storage.
+"""Receives uploaded bytes: the form is parsed as it arrives and its file goes straight into storage.
 
 Constant memory, no second copy on disk, and no order or length required of the form: SDKs send the file
-before its purpose, and in chunks without a Content-Length. Called by the files routes.
+before its purpose, and in chunks without a Content-Length. Called by the routes of files and uploads.
 
 Source: RFC 7578 (multipart/form-data).
 """
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -23,7 +24,7 @@ from app.api.deps import ByCaller, InContext
 from app.core import refusals
 from app.core.context import Context
 from app.core.errors import InvalidRequest, TooLarge
-from app.services import files
+from app.services import files, uploads
 
 _FIELD_BYTES, _PARTS = 64 * 1024, 16
 # Slow uploads wait in threads of their own, so that they can't take those of the other routes.
@@ -49,19 +50,69 @@ class Upload:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a form holds: the field whose bytes are stored, how, and which fields may stand beside it."""
+
+    field: str
+    store: Callable[[Iterator[bytes]], files.Stored]
+    allows: Callable[[str], bool]
+    needs: tuple[str, ...] = ()
+
+
 async def receive_upload(request: Request, context: InContext, caller: ByCaller) -> AsyncIterator[Upload]:
     """Yield the form of a request; the stored file is removed again if what follows fails."""
+    store = partial(_store_file, context, caller.project_id)
+    plan = _Plan("file", store, _is_file_field, ("purpose",))
+    async with _received(request, context, plan) as upload:
+        yield upload
+
+
+async def receive_part(
+    request: Request, context: InContext, caller: ByCaller, upload_id: str
+) -> AsyncIterator[Upload]:
+    """Yield a part of an upload, once the upload is known to take one; as above."""
+    await to_thread.run_sync(_check_pending, context, caller.project_id, upload_id)
+    store = partial(_store_part, context, caller.project_id, upload_id)
+    async with _received(request, context, _Plan("data", store, lambda _name: False)) as upload:
+        yield upload
+
+
+# Entered before the session, left after it: a commit that fails removes the file too.
+Received = Annotated[Upload, Depends(receive_upload, scope="function")]
+ReceivedPart = Annotated[Upload, Depends(receive_part, scope="function")]
+
+
+@asynccontextmanager
+async def _received(request: Request, context: Context, plan: _Plan) -> AsyncIterator[Upload]:
     limiter: CapacityLimiter = request.app.state.uploads
     boundary = _boundary(request.headers.get("content-type", ""))
-    work = partial(_receive, request.receive, boundary, context, caller.project_id)
+    work = partial(_receive, request.receive, boundary, context, plan)
     upload = await to_thread.run_sync(work, limiter=limiter)
     assert upload.stored is not None
     with files.kept_if_named(context.storage, upload.stored):
         yield upload
 
 
-# Entered before the session, left after it: a commit that fails removes the file too.
-Received = Annotated[Upload, Depends(receive_upload, scope="function")]
+def _store_file(context: Context, project_id: str, chunks: Iterator[bytes]) -> files.Stored:
+    most = context.settings.max_file_bytes
+    return files.store_upload(context.storage, project_id=project_id, chunks=chunks, max_bytes=most)
+
+
+def _store_part(context: Context, project_id: str, upload_id: str, chunks: Iterator[bytes]) -> files.Stored:
+    most = context.settings.max_part_bytes
+    return uploads.store_part(
+        context.storage, project_id=project_id, upload_id=upload_id, chunks=chunks, max_bytes=most
+    )
+
+
+def _check_pending(context: Context, project_id: str, upload_id: str) -> None:
+    with context.db.reading() as session:
+        uploads.pending_upload(session, project_id=project_id, upload_id=upload_id)
+
+
+def _is_file_field(name: str) -> bool:
+    return name == "purpose" or (name.startswith("expires_after[") and name.endswith("]"))
 
 
 def upload_slots() -> CapacityLimiter:
@@ -69,11 +120,11 @@ def upload_slots() -> CapacityLimiter:
     return CapacityLimiter(_UPLOADS_AT_ONCE)
 
 
-def _receive(receive: Receive, boundary: bytes, context: Context, project_id: str) -> Upload:
+def _receive(receive: Receive, boundary: bytes, context: Context, plan: _Plan) -> Upload:
     upload, body = Upload(), _body(receive)
     try:
-        _read_parts(_events(body, boundary), upload, context, project_id)
-        _check_whole(upload)
+        _read_parts(_events(body, boundary), upload, plan)
+        _check_whole(upload, plan)
     except BaseException as problem:
         if upload.stored is not None:
             files.discard(context.storage, upload.stored)
@@ -84,7 +135,7 @@ def _receive(receive: Receive, boundary: bytes, context: Context, project_id: st
     return upload
 
 
-def _read_parts(events: Iterator[Event], upload: Upload, context: Context, project_id: str) -> None:
+def _read_parts(events: Iterator[Event], upload: Upload, plan: _Plan) -> None:
     # A part's data is taken off the same iterator below, so that what is counted here is parts.
     for parts, (kind, value) in enumerate(events, 1):
         if kind != "begin":
@@ -92,30 +143,27 @@ def _read_parts(events: Iterator[Event], upload: Upload, context: Context, proje
         if parts > _PARTS:
             raise _malformed(f"more than {_PARTS} parts")
         name, filename = _disposition(value)
-        if name == "file":
+        if name == plan.field:
             if filename is None:
                 raise InvalidRequest(
-                    "'file' must be a file part, with a file name.", param="file", code="invalid_type"
+                    f"'{name}' must be a file part, with a file name.", param=name, code="invalid_type"
                 )
             if upload.stored is not None:
-                raise _malformed("two parts named 'file'")
+                raise _malformed(f"two parts named '{name}'")
             upload.filename = filename
-            upload.stored = files.store_upload(
-                context.storage,
-                project_id=project_id,
-                chunks=_data(events),
-                max_bytes=context.settings.max_file_bytes,
-            )
+            upload.stored = plan.store(_data(events))
         else:
             upload.fields[name] = _text(name, _data(events))
 
 
-def _check_whole(upload: Upload) -> None:
+def _check_whole(upload: Upload, plan: _Plan) -> None:
     for name in upload.fields:
-        if name != "purpose" and not (name.startswith("expires_after[") and name.endswith("]")):
+        if not plan.allows(name):
             raise refusals.unknown(name[:80])
-    for name, is_there in (("file", upload.stored is not None), ("purpose", "purpose" in upload.fields)):
-        if not is_there:
+    if upload.stored is None:
+        raise refusals.missing(plan.field)
+    for name in plan.needs:
+        if name not in upload.fields:
             raise refusals.missing(name)
 
 

@@ -11,17 +11,32 @@ from app.api import (
     evaluations,
     events,
     files,
+    graders,
     handlers,
     jobs,
     models,
     multipart,
+    permissions,
     rollouts,
+    uploads,
     webhooks,
 )
 from app.api.guard import KeyGuard
 from app.core.context import Context
 
-NOUNS = (files, events, checkpoints, rollouts, evaluations, jobs, models, webhooks)
+NOUNS = (
+    files,
+    uploads,
+    events,
+    checkpoints,
+    rollouts,
+    evaluations,
+    graders,
+    jobs,
+    models,
+    permissions,
+    webhooks,
+)
 
 
 def api(context: Context) -> FastAPI:
@@ -32,6 +47,8 @@ def api(context: Context) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        # Client generators name their functions after it.
+        generate_unique_id_function=lambda route: route.name,
         middleware=[Middleware(KeyGuard, context=context)],
     )
     app.state.context = context

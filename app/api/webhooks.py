@@ -6,12 +6,12 @@ statement, a test is sent after its session has closed.
 
 from fastapi import APIRouter
 
+from app.api.bodies import read_body
 from app.api.deps import ByCaller, InContext, InSession, JsonObject, Limit
 from app.api.schemas import webhooks as schemas
 from app.api.schemas.lists import Catalogue, ListedWithEnds, catalogue, listed_with_ends
 from app.core import clock, outbound
 from app.core.context import Context
-from app.core.errors import InvalidRequest
 from app.services import deliveries, webhooks
 
 router = APIRouter()
@@ -22,7 +22,7 @@ def create_endpoint(
     context: InContext, caller: ByCaller, session: InSession, document: JsonObject
 ) -> schemas.EndpointWithSecret:
     """Create an endpoint; its secret is shown in this answer only."""
-    body = schemas.read_body(schemas.NewEndpoint, document)
+    body = read_body(schemas.NewEndpoint, document)
     outbound.check_name(body.url, allow=_allowed(context))
     endpoint, secret = webhooks.create_endpoint(
         session,
@@ -62,7 +62,7 @@ def update_endpoint(
     context: InContext, caller: ByCaller, session: InSession, endpoint_id: str, document: JsonObject
 ) -> schemas.EndpointObject:
     """Change an endpoint; a disabled one is enabled by it."""
-    body = schemas.read_body(schemas.ChangedEndpoint, document)
+    body = read_body(schemas.ChangedEndpoint, document)
     if body.url is not None:
         outbound.check_name(body.url, allow=_allowed(context))
     endpoint = webhooks.update_endpoint(
@@ -89,13 +89,10 @@ def rotate_secret(
     caller: ByCaller, session: InSession, endpoint_id: str, document: JsonObject
 ) -> schemas.EndpointWithSecret:
     """Replace an endpoint's secret; the new one is shown in this answer only."""
-    if schemas.read_body(schemas.Rotation, document).keep_old_secret:
-        raise InvalidRequest(
-            "Two secrets at a time are not supported: the old one ends when the new one is made.",
-            param="keep_old_secret_active_for_24_hours",
-            code="unsupported_value",
-        )
-    endpoint, secret = webhooks.rotate_secret(session, project_id=caller.project_id, endpoint_id=endpoint_id)
+    keep_old = read_body(schemas.Rotation, document).keep_old_secret
+    endpoint, secret = webhooks.rotate_secret(
+        session, project_id=caller.project_id, endpoint_id=endpoint_id, keep_old=bool(keep_old)
+    )
     return schemas.endpoint_with_secret(endpoint, secret)
 
 
@@ -104,7 +101,7 @@ def test_endpoint(
     context: InContext, caller: ByCaller, endpoint_id: str, document: JsonObject
 ) -> schemas.TrialResult:
     """Send a sample event now and return the endpoint's status code; a failed connection is a 400."""
-    event_type = webhooks.checked_type(schemas.read_body(schemas.Trial, document).event_type)
+    event_type = webhooks.checked_type(read_body(schemas.Trial, document).event_type)
     with context.db.reading() as session:
         endpoint = webhooks.get_endpoint(session, project_id=caller.project_id, endpoint_id=endpoint_id)
     message = deliveries.sample(endpoint, type=event_type)

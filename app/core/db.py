@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Double, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
 
 BUSY_MILLISECONDS = 30_000
@@ -81,17 +82,20 @@ class Database:
     def _sqlite_engine(self) -> Engine:
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        # A connection is cheap and never shared between threads.
+        # Kept between uses: opening one, with its pragmas, costs more than most requests' statements. Used by
+        # one thread at a time, whichever that is; the pool is wider than the web process has threads.
         engine = create_engine(
             self.url,
             module=sqlite_module(),
-            poolclass=NullPool,
+            poolclass=QueuePool,
+            pool_size=8,
+            max_overflow=56,
             connect_args={"timeout": BUSY_MILLISECONDS / 1000, "check_same_thread": False},
         )
         journal = journal_mode()
 
         @event.listens_for(engine, "connect")
-        def _on_connect(connection: Any, _record: object) -> None:
+        def _on_connect(connection: Any, record: Any) -> None:
             connection.isolation_level = None  # BEGIN is ours, below
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
@@ -99,6 +103,13 @@ class Database:
             cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.close()
+            record.info["file"] = self._sqlite_file()
+
+        @event.listens_for(engine, "checkout")
+        def _on_checkout(_connection: Any, record: Any, _proxy: object) -> None:
+            # Writing on into a file that was deleted or replaced would lose the rows without a word.
+            if record.info["file"] != self._sqlite_file():
+                raise DisconnectionError
 
         @event.listens_for(engine, "begin")
         def _on_begin(connection: Connection) -> None:
@@ -107,6 +118,13 @@ class Database:
             connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
         return engine
+
+    def _sqlite_file(self) -> tuple[int, int] | None:
+        try:
+            found = Path(self.url.database or "").stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:

@@ -6,6 +6,7 @@ No HTTP framework is imported here.
 Source: OpenAI error envelope, https://platform.openai.com/docs/guides/error-codes
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -61,6 +62,18 @@ class TooLarge(AppError):
 
     status = 413
     type = "invalid_request_error"
+
+
+class RateLimited(AppError):
+    """More requests than a limit allows; `headers` say when to come back."""
+
+    status = 429
+    type = "requests"
+    default_code: ClassVar[str | None] = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.headers = dict(headers)
 
 
 class StorageFull(AppError):

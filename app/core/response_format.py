@@ -11,9 +11,14 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from app.core.refusals import invalid, missing, wrong_type, wrong_value
+from app.core.refusals import invalid, missing, refuse_unknown, wrong_type, wrong_value
 
-_FIELDS = (("name", str, "a string"), ("strict", bool, "a boolean"), ("description", str, "a string"))
+# What may stand beside a schema.
+_BESIDE: dict[str, tuple[type, str]] = {
+    "name": (str, "a string"),
+    "strict": (bool, "a boolean"),
+    "description": (str, "a string"),
+}
 
 
 def parse_response_format(value: object, *, param: str) -> dict[str, Any] | None:
@@ -32,20 +37,32 @@ def parse_response_format(value: object, *, param: str) -> dict[str, Any] | None
         return {"type": "json_object"}
     if kind != "json_schema":
         raise wrong_value(str(kind), ("json_schema", "json_object", "text"), f"{param}.type")
-    nested = isinstance(value.get("json_schema"), Mapping)
-    inner: Mapping[str, Any] = value["json_schema"] if nested else value
-    where = f"{param}.json_schema" if nested else param
-    schema = inner.get("schema")
+    nested = value.get("json_schema")
+    if nested is None:
+        return _json_schema({key: content for key, content in value.items() if key != "type"}, param)
+    if not isinstance(nested, Mapping):
+        raise wrong_type("an object", nested, f"{param}.json_schema")
+    refuse_unknown(value, {"type", "json_schema"}, f"{param}.")
+    return _json_schema(nested, f"{param}.json_schema")
+
+
+def _json_schema(inner: Mapping[str, Any], param: str) -> dict[str, Any]:
+    refuse_unknown(inner, {"json_schema", "schema", *_BESIDE}, f"{param}.")
+    body = {key: inner[key] for key in _BESIDE if inner.get(key) is not None}
+    for key, content in body.items():
+        kind, words = _BESIDE[key]
+        if not isinstance(content, kind):
+            raise wrong_type(words, content, f"{param}.{key}")
+    where, schema = f"{param}.schema", inner.get("schema")
+    if schema is None:
+        raise missing(where)
     if not isinstance(schema, Mapping):
-        raise missing(f"{where}.schema")
-    for key, wanted, words in _FIELDS:
-        given = inner.get(key)
-        if given is not None and not isinstance(given, wanted):
-            raise wrong_type(words, given, f"{where}.{key}")
-    _check_schema(schema, f"{where}.schema")
-    body = {"name": inner.get("name") or "answer", "schema": dict(schema)}
-    body |= {key: inner[key] for key in ("strict", "description") if inner.get(key) is not None}
-    return {"type": "json_schema", "json_schema": body}
+        raise wrong_type("an object", schema, where)
+    _check_schema(schema, where)
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": body.pop("name", None) or "answer", "schema": dict(schema), **body},
+    }
 
 
 def schema_of(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     max_file_bytes: int = 512 * 1024 * 1024
     max_json_bytes: int = 8 * 1024 * 1024
+    # A file that comes in parts, and one part of it.
+    max_upload_bytes: int = 8 * 1024 * 1024 * 1024
+    max_part_bytes: int = 64 * 1024 * 1024
+    # Requests of one key, and wrong keys from one address. 0 sets no limit.
+    requests_per_minute: int = Field(default=0, ge=0)
+    wrong_keys_per_minute: int = Field(default=60, ge=0)
     rollout_retention_days: int = Field(default=30, ge=0)
     trainers: int = Field(default=1, ge=1)
     lease_seconds: float = Field(default=30.0, gt=0)

@@ -54,6 +54,8 @@ class ApiKey(Row):
     name: Mapped[str] = mapped_column(String(255))
     prefix: Mapped[str] = mapped_column(String(16), unique=True)
     sha256: Mapped[str] = mapped_column(String(64))
+    # What the key may do (app/services/scopes.py); `admin` is everything.
+    scopes: Mapped[list[str]]
     created_at: Mapped[float]
     last_used_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
@@ -88,6 +90,58 @@ class File(Row):
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
     __table_args__ = (Index("file_list", "project_id", "created_at", "id"),)
+
+
+class Upload(Row):
+    """A file that comes in parts; the parts' bytes lie under `uploads/<project>/<id>/<part>`."""
+
+    __tablename__ = "uploads"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    status: Mapped[str] = mapped_column(String(16))
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    mime_type: Mapped[str] = mapped_column(String(255))
+    # What the file will hold, as declared. Parts may hold more until it is completed.
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    # Seconds the finished file will live; null is for ever.
+    file_lifetime: Mapped[int | None]
+    file_id: Mapped[str | None] = mapped_column(Id)
+    # In the order they were completed in; null until then.
+    part_ids: Mapped[list[str] | None] = mapped_column(Json)
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    __table_args__ = (
+        CheckConstraint("status IN ('pending','completed','cancelled','expired')", name="upload_status"),
+        Index("upload_sweep", "status", "expires_at"),
+    )
+
+
+class UploadPart(Row):
+    """One part of a pending upload. Which place it has is said when the upload is completed."""
+
+    __tablename__ = "upload_parts"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[float]
+
+
+class Acceptance(Row):
+    """A creating request that was accepted, so that sending it again makes no twin."""
+
+    __tablename__ = "acceptances"
+    number: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    noun: Mapped[str] = mapped_column(String(16))
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    object_id: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(index=True)
+    __table_args__ = (
+        UniqueConstraint("key_id", "noun", "idempotency_key", name="acceptance_once"),
+        Index("acceptance_body", "key_id", "noun", "body_sha256", "created_at"),
+    )
 
 
 class Job(Row):
@@ -243,6 +297,21 @@ class Model(Row):
     __table_args__ = (CheckConstraint("kind IN ('base','tuned','checkpoint')", name="model_kind"),)
 
 
+class Permission(Row):
+    """Another project's right to use a tuned model or checkpoint."""
+
+    __tablename__ = "permissions"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[float]
+    __table_args__ = (
+        UniqueConstraint("model_id", "project_id", name="permission_once"),
+        Index("permission_list", "model_id", "created_at", "id"),
+        Index("permission_project", "project_id", "model_id"),
+    )
+
+
 class WebhookEndpoint(Row):
     """Where a project wants its webhooks. The secret is kept as it must sign every delivery."""
 
@@ -253,6 +322,9 @@ class WebhookEndpoint(Row):
     url: Mapped[str] = mapped_column(String(2048))
     event_types: Mapped[list[str]]
     secret: Mapped[str] = mapped_column(String(255))
+    # The secret before, which signs beside the new one until then.
+    old_secret: Mapped[str | None] = mapped_column(String(255))
+    old_secret_until: Mapped[float | None]
     disabled_reason: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[float]
     updated_at: Mapped[float]

@@ -7,15 +7,28 @@ import hmac
 import zlib
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from app.core import clock, ids
+from app.core import clock, ids, refusals
 from app.core.errors import InvalidRequest, NotFound, Unauthenticated
 from app.core.tables import ApiKey
 
+Scope = Literal[
+    "jobs:read",
+    "jobs:write",
+    "files:read",
+    "files:write",
+    "models:use",
+    "graders:run",
+    "webhooks:admin",
+    "admin",
+]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+# Everything, and what no other scope allows.
+ADMIN: Scope = "admin"
 TOUCH_SECONDS = 60.0
 _PREFIX, _RANDOM, _CHECK = 8, 40, 8
 
@@ -26,11 +39,18 @@ class NoKey(Unauthenticated):
     default_code: ClassVar[str | None] = None
 
 
-def create_key(session: Session, *, project_id: str, name: str) -> tuple[ApiKey, str]:
-    """Insert a key and return it with its secret, which can't be read again."""
+def create_key(
+    session: Session, *, project_id: str, name: str, scopes: Sequence[str] = (ADMIN,)
+) -> tuple[ApiKey, str]:
+    """Insert a key and return it with its secret, which can't be read again. Raises: InvalidRequest."""
     name = name.strip()
     if not 1 <= len(name) <= 255 or not name.isprintable():
         raise InvalidRequest("A key's name has 1 to 255 printable characters.", param="name")
+    if not scopes:
+        raise refusals.invalid("a key has at least one scope", "scopes")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise refusals.wrong_value(scope, SCOPES, "scopes")
     prefix = ids.random_text(_PREFIX)
     body = f"sk-{prefix}-{ids.random_text(_RANDOM)}"
     secret = f"{body}-{_checksum(body)}"
@@ -39,6 +59,7 @@ def create_key(session: Session, *, project_id: str, name: str) -> tuple[ApiKey,
         project_id=project_id,
         name=name,
         prefix=prefix,
+        scopes=list(dict.fromkeys(scopes)),
         sha256=_digest(secret),
         created_at=clock.now(),
     )

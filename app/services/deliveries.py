@@ -43,15 +43,19 @@ class Message:
     url: str
     secret: str
     body: bytes
+    # Signs too, so that a receiver that still has it goes on working while it changes over.
+    old_secret: str | None = None
 
     def headers(self, timestamp: int) -> dict[str, str]:
         """Return the headers of an attempt made at `timestamp`, which they sign."""
+        secrets = [secret for secret in (self.secret, self.old_secret) if secret is not None]
+        signatures = " ".join(sign(secret, self.id, timestamp, self.body) for secret in secrets)
         return {
             "content-type": "application/json",
             "user-agent": USER_AGENT,
             "webhook-id": self.id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self.secret, self.id, timestamp, self.body),
+            "webhook-signature": signatures,
         }
 
 
@@ -104,7 +108,7 @@ def claim_delivery(session: Session, *, lease_seconds: float = LEASE_SECONDS) ->
     if row is None:
         return None
     body = event_body(session.get_one(Webhook, row.webhook_id))
-    message = Message(row.id, endpoint.url, endpoint.secret, body)
+    message = Message(row.id, endpoint.url, endpoint.secret, body, _old_secret(endpoint))
     return Claim(message, endpoint.id, row.lease_token, row.attempts + 1)
 
 
@@ -158,7 +162,8 @@ def pause_before(attempt: int, *, retry_after: float | None = None, jitter: floa
 def sample(endpoint: WebhookEndpoint, *, type: EventType) -> Message:
     """Return a message like a real one, about a job that doesn't exist; nothing is stored."""
     webhook = Webhook(id=new_id("webhook_event"), type=type, object_id=new_id("job"), created_at=clock.now())
-    return Message(new_delivery_id(), endpoint.url, endpoint.secret, event_body(webhook))
+    body = event_body(webhook)
+    return Message(new_delivery_id(), endpoint.url, endpoint.secret, body, _old_secret(endpoint))
 
 
 def event_body(webhook: Webhook) -> bytes:
@@ -181,6 +186,11 @@ def sign(secret: str, delivery_id: str, timestamp: int, body: bytes) -> str:
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{delivery_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def _old_secret(endpoint: WebhookEndpoint) -> str | None:
+    until = endpoint.old_secret_until
+    return endpoint.old_secret if until is not None and until > clock.now() else None
 
 
 def _due() -> tuple[ColumnElement[bool], ...]:

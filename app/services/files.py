@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, delete, event, or_, select
 from sqlalchemy.orm import Session
@@ -27,10 +28,11 @@ _NAME_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Bytes in storage that no row names yet."""
+    """Bytes in storage that no row names yet, under the id their row will have."""
 
     id: str
     project_id: str
+    uri: str
     bytes: int
     sha256: str
 
@@ -43,8 +45,9 @@ def store_upload(
     Raises: TooLarge past `max_bytes`, StorageFull.
     """
     file_id = ids.new_id("file")
-    size, digest = storage.write(_uri(project_id, file_id), _limited(chunks, max_bytes))
-    return Stored(file_id, project_id, size, digest)
+    uri = _uri(project_id, file_id)
+    size, digest = storage.write(uri, limited(chunks, max_bytes))
+    return Stored(file_id, project_id, uri, size, digest)
 
 
 @contextmanager
@@ -59,7 +62,7 @@ def kept_if_named(storage: Storage, stored: Stored) -> Iterator[Stored]:
 
 def discard(storage: Storage, stored: Stored) -> None:
     """Remove bytes that got no row."""
-    storage.remove(_uri(stored.project_id, stored.id))
+    storage.remove(stored.uri)
 
 
 def create_file(
@@ -68,29 +71,21 @@ def create_file(
     stored: Stored,
     filename: str,
     purpose: str,
-    expires_after: Mapping[str, str | int] | None = None,
+    expires_after: Mapping[str, Any] | None = None,
 ) -> File:
     """Insert the row of an upload. What its lines hold is judged when a job starts, as OpenAI does.
 
     Raises: InvalidRequest with the form field's name as param.
     """
-    name = clean_name(filename)
-    if purpose not in PURPOSES:
-        raise refusals.wrong_value(purpose, PURPOSES, "purpose")
-    if purpose in LINES_ONLY and not name.lower().endswith(".jsonl"):
-        raise InvalidRequest(
-            f"Invalid file format for {purpose}: {name!r} must be a .jsonl file, one JSON object a line.",
-            param="file",
-            code="invalid_file_format",
-        )
+    name = checked_label(filename, purpose)
     if stored.bytes == 0:
         raise InvalidRequest("File is empty.", param="file", code="empty_file")
-    return _insert(session, stored, name, purpose, _lifetime(expires_after))
+    return insert_file(session, stored, name, purpose, lifetime(expires_after, purpose=purpose))
 
 
 def name_result(session: Session, *, stored: Stored, filename: str, purpose: str) -> File:
     """Insert the row of a file the service itself made, whose purpose no upload may have."""
-    return _insert(session, stored, clean_name(filename), purpose, None)
+    return insert_file(session, stored, clean_name(filename), purpose, None)
 
 
 def get_file(session: Session, *, project_id: str, file_id: str) -> File:
@@ -100,6 +95,12 @@ def get_file(session: Session, *, project_id: str, file_id: str) -> File:
     if file is None:
         raise NotFound(f"No such File object: {file_id}", param="id")
     return file
+
+
+def is_there(session: Session, *, project_id: str, file_id: str) -> bool:
+    """Say whether the project has this file."""
+    query = select(File.id).where(File.project_id == project_id, File.id == file_id, _is_alive())
+    return session.scalar(query) is not None
 
 
 def list_files(
@@ -126,7 +127,7 @@ def delete_file(session: Session, *, storage: Storage, project_id: str, file_id:
     file = get_file(session, project_id=project_id, file_id=file_id)
     session.delete(file)
     session.flush()
-    _remove_after_commit(session, storage, [file_uri(file)])
+    remove_after_commit(session, storage, [file_uri(file)])
     return file
 
 
@@ -134,13 +135,27 @@ def delete_expired(session: Session, *, storage: Storage, limit: int = 100) -> i
     """Delete up to `limit` files whose time is over and return how many. Called by the sweep."""
     files = session.scalars(select(File).where(File.expires_at <= clock.now()).limit(limit)).all()
     session.execute(delete(File).where(File.id.in_([file.id for file in files])))
-    _remove_after_commit(session, storage, [file_uri(file) for file in files])
+    remove_after_commit(session, storage, [file_uri(file) for file in files])
     return len(files)
 
 
 def file_uri(file: File) -> str:
     """Return where the file's bytes lie in storage."""
     return _uri(file.project_id, file.id)
+
+
+def checked_label(filename: str, purpose: str, *, param: str = "file") -> str:
+    """Return the name a file will have. Raises: InvalidRequest for a purpose or a format it can't have."""
+    name = clean_name(filename)
+    if purpose not in PURPOSES:
+        raise refusals.wrong_value(purpose, PURPOSES, "purpose")
+    if purpose in LINES_ONLY and not name.lower().endswith(".jsonl"):
+        raise InvalidRequest(
+            f"Invalid file format for {purpose}: {name!r} must be a .jsonl file, one JSON object a line.",
+            param=param,
+            code="invalid_file_format",
+        )
+    return name
 
 
 def clean_name(filename: str) -> str:
@@ -159,18 +174,22 @@ def _uri(project_id: str, file_id: str) -> str:
     return f"files/{project_id}/{file_id}"
 
 
-def _limited(chunks: Iterable[bytes], max_bytes: int | None) -> Iterator[bytes]:
+def limited(
+    chunks: Iterable[bytes], max_bytes: int | None, *, what: str = "file", param: str = "file"
+) -> Iterator[bytes]:
+    """Yield the chunks. Raises: TooLarge past `max_bytes`."""
     size = 0
     for chunk in chunks:
         size += len(chunk)
         if max_bytes is not None and size > max_bytes:
             raise TooLarge(
-                f"The file is larger than {max_bytes} bytes, the most one file may have.", param="file"
+                f"The {what} is larger than {max_bytes} bytes, the most one {what} may have.", param=param
             )
         yield chunk
 
 
-def _insert(session: Session, stored: Stored, name: str, purpose: str, lifetime: int | None) -> File:
+def insert_file(session: Session, stored: Stored, name: str, purpose: str, seconds: int | None) -> File:
+    """Insert the row of stored bytes under a checked name and purpose; it lives `seconds`, or on."""
     now = clock.now()
     file = File(
         id=stored.id,
@@ -182,16 +201,20 @@ def _insert(session: Session, stored: Stored, name: str, purpose: str, lifetime:
         # Never `uploaded`: the SDK's wait_for_processing would wait for its whole half hour.
         status="processed",
         created_at=now,
-        expires_at=None if lifetime is None else now + lifetime,
+        expires_at=None if seconds is None else now + seconds,
     )
     session.add(file)
     session.flush()
     return file
 
 
-def _lifetime(expires_after: Mapping[str, str | int] | None) -> int | None:
+def lifetime(expires_after: Mapping[str, Any] | None, *, purpose: str) -> int | None:
+    """Return the seconds a file shall live, or None for ever. Raises: InvalidRequest.
+
+    Source: OpenAI's file objects; batch files live for 30 days unless told otherwise.
+    """
     if not expires_after:
-        return None
+        return EXPIRES_MAX if purpose == "batch" else None
     for name in expires_after:
         if name not in ("anchor", "seconds"):
             raise refusals.unknown(f"expires_after.{name[:80]}")
@@ -209,9 +232,12 @@ def _is_alive() -> ColumnElement[bool]:
     return or_(File.expires_at.is_(None), File.expires_at > clock.now())
 
 
-def _remove_after_commit(session: Session, storage: Storage, uris: list[str]) -> None:
+def remove_after_commit(session: Session, storage: Storage, uris: Iterable[str]) -> None:
+    """Remove bytes once the transaction that forgets them has committed; a rollback keeps them."""
+    doomed = tuple(uris)
+
     def remove(_session: Session) -> None:
-        for uri in uris:
+        for uri in doomed:
             storage.remove(uri)
 
     event.listen(session, "after_commit", remove, once=True)

@@ -8,22 +8,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import ColumnElement, delete, or_, select
 from sqlalchemy.orm import Session
 
 from app.core import clock
-from app.core.errors import InvalidRequest, NotFound
+from app.core.errors import Forbidden, InvalidRequest, NotFound
 from app.core.ids import random_text
 from app.core.settings import Settings
-from app.core.tables import Job, Model
+from app.core.storage import Storage
+from app.core.tables import Checkpoint, Job, Model, Permission
+from app.services import files
 
 
 def list_models(session: Session, *, project_id: str) -> Sequence[Model]:
     """Return every model this project may name, newest first."""
     return session.scalars(
-        select(Model)
-        .where(or_(Model.project_id == project_id, Model.project_id.is_(None)))
-        .order_by(Model.created_at.desc(), Model.id)
+        select(Model).where(_may_be_named_by(project_id)).order_by(Model.created_at.desc(), Model.id)
     ).all()
 
 
@@ -33,11 +33,49 @@ def list_base_models(session: Session) -> Sequence[Model]:
 
 
 def get_model(session: Session, *, project_id: str, model_id: str) -> Model:
-    """Return one model. Raises: NotFound `model_not_found`."""
-    model = session.get(Model, model_id)
-    if model is None or model.project_id not in (None, project_id):
-        raise NotFound(f"The model '{model_id}' does not exist", param="model", code="model_not_found")
+    """Return one model: a base model, the project's own, or one shared with it.
+
+    Raises: NotFound `model_not_found`.
+    """
+    query = select(Model).where(Model.id == model_id, _may_be_named_by(project_id))
+    model = session.scalars(query).one_or_none()
+    if model is None:
+        raise _no_model(model_id)
     return model
+
+
+def own_model(session: Session, *, project_id: str, model_id: str) -> Model:
+    """Return a tuned model or checkpoint of the project itself. Raises: NotFound `model_not_found`."""
+    model = session.scalars(
+        select(Model).where(Model.id == model_id, Model.project_id == project_id)
+    ).one_or_none()
+    if model is None:
+        raise _no_model(model_id)
+    return model
+
+
+def delete_model(session: Session, *, storage: Storage, project_id: str, model_id: str) -> None:
+    """Delete a tuned model or checkpoint; its weights go once the transaction has committed.
+
+    A checkpoint leaves its job's list too. What a job resumes from is not a model and stays.
+
+    Raises: NotFound; Forbidden for a model that is not the project's own.
+    """
+    model = get_model(session, project_id=project_id, model_id=model_id)
+    if model.project_id != project_id:
+        whose = "a base model" if model.kind == "base" else "shared by another project"
+        raise Forbidden(
+            f"You have insufficient permissions for this operation: '{model_id}' is {whose}, "
+            "and only a project's own tuned models can be deleted.",
+            param="model",
+            code="insufficient_permissions",
+        )
+    # The trainer's commits lock this row too: a checkpoint is pushed out or deleted, never half of each.
+    job = session.get(Job, model.job_id, with_for_update=True)
+    session.execute(delete(Checkpoint).where(Checkpoint.model_id == model_id))
+    session.execute(delete(Model).where(Model.id == model_id))
+    if model.uri is not None and (job is None or model.uri != job.checkpoint_uri):
+        files.remove_after_commit(session, storage, [model.uri])
 
 
 def resolve_base(session: Session, *, settings: Settings, name: str) -> tuple[Model, bool]:
@@ -113,3 +151,12 @@ def add_tuned(
     session.add(model)
     session.flush()
     return model
+
+
+def _may_be_named_by(project_id: str) -> ColumnElement[bool]:
+    shared = select(Permission.model_id).where(Permission.project_id == project_id)
+    return or_(Model.project_id == project_id, Model.project_id.is_(None), Model.id.in_(shared))
+
+
+def _no_model(model_id: str) -> NotFound:
+    return NotFound(f"The model '{model_id}' does not exist", param="model", code="model_not_found")

@@ -26,6 +26,7 @@ from app.core.settings import Settings
 from app.core.tables import Delivery, Webhook, WebhookEndpoint
 
 EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+OLD_SECRET_SECONDS = 24 * 3_600.0
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 
@@ -106,11 +107,20 @@ def update_endpoint(
     return endpoint
 
 
-def rotate_secret(session: Session, *, project_id: str, endpoint_id: str) -> tuple[WebhookEndpoint, str]:
-    """Give the endpoint a new secret; the old one signs nothing from now on. Raises: NotFound."""
+def rotate_secret(
+    session: Session, *, project_id: str, endpoint_id: str, keep_old: bool = False
+) -> tuple[WebhookEndpoint, str]:
+    """Give the endpoint a new secret; the old one signs nothing from now on, or for a day more.
+
+    Raises: NotFound.
+    """
     endpoint = get_endpoint(session, project_id=project_id, endpoint_id=endpoint_id)
+    now = clock.now()
+    # Without `keep_old` one that was kept by an earlier rotation ends too: it may be the one that leaked.
+    endpoint.old_secret = endpoint.secret if keep_old else None
+    endpoint.old_secret_until = now + OLD_SECRET_SECONDS if keep_old else None
     endpoint.secret = new_secret()
-    endpoint.updated_at = clock.now()
+    endpoint.updated_at = now
     session.flush()
     return endpoint, endpoint.secret
 

@@ -37,6 +37,7 @@ def upgrade() -> None:
     sa.Column('name', sa.String(length=255), nullable=False),
     sa.Column('prefix', sa.String(length=16), nullable=False),
     sa.Column('sha256', sa.String(length=64), nullable=False),
+    sa.Column('scopes', JSON, nullable=False),
     sa.Column('created_at', sa.Double(), nullable=False),
     sa.Column('last_used_at', sa.Double(), nullable=True),
     sa.Column('revoked_at', sa.Double(), nullable=True),
@@ -120,6 +121,26 @@ def upgrade() -> None:
     sa.ForeignKeyConstraint(['project_id'], ['projects.id'], ),
     sa.PrimaryKeyConstraint('sha256')
     )
+    op.create_table('uploads',
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('project_id', sa.String(length=64), nullable=False),
+    sa.Column('status', sa.String(length=16), nullable=False),
+    sa.Column('filename', sa.String(length=255), nullable=False),
+    sa.Column('purpose', sa.String(length=32), nullable=False),
+    sa.Column('mime_type', sa.String(length=255), nullable=False),
+    sa.Column('bytes', sa.BigInteger(), nullable=False),
+    sa.Column('file_lifetime', sa.Integer(), nullable=True),
+    sa.Column('file_id', sa.String(length=64), nullable=True),
+    sa.Column('part_ids', JSON, nullable=True),
+    sa.Column('created_at', sa.Double(), nullable=False),
+    sa.Column('expires_at', sa.Double(), nullable=False),
+    sa.CheckConstraint("status IN ('pending','completed','cancelled','expired')", name='upload_status'),
+    sa.ForeignKeyConstraint(['project_id'], ['projects.id'], ),
+    sa.PrimaryKeyConstraint('id')
+    )
+    with op.batch_alter_table('uploads', schema=None) as batch_op:
+        batch_op.create_index('upload_sweep', ['status', 'expires_at'], unique=False)
+
     op.create_table('webhook_endpoints',
     sa.Column('id', sa.String(length=64), nullable=False),
     sa.Column('project_id', sa.String(length=64), nullable=False),
@@ -127,6 +148,8 @@ def upgrade() -> None:
     sa.Column('url', sa.String(length=2048), nullable=False),
     sa.Column('event_types', JSON, nullable=False),
     sa.Column('secret', sa.String(length=255), nullable=False),
+    sa.Column('old_secret', sa.String(length=255), nullable=True),
+    sa.Column('old_secret_until', sa.Double(), nullable=True),
     sa.Column('disabled_reason', sa.String(length=255), nullable=True),
     sa.Column('created_at', sa.Double(), nullable=False),
     sa.Column('updated_at', sa.Double(), nullable=False),
@@ -146,6 +169,22 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id'),
     sa.UniqueConstraint('object_id', 'type', name='webhook_once')
     )
+    op.create_table('acceptances',
+    sa.Column('number', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
+    sa.Column('key_id', sa.String(length=64), nullable=False),
+    sa.Column('noun', sa.String(length=16), nullable=False),
+    sa.Column('body_sha256', sa.String(length=64), nullable=False),
+    sa.Column('idempotency_key', sa.String(length=255), nullable=True),
+    sa.Column('object_id', sa.String(length=64), nullable=False),
+    sa.Column('created_at', sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(['key_id'], ['api_keys.id'], ),
+    sa.PrimaryKeyConstraint('number'),
+    sa.UniqueConstraint('key_id', 'noun', 'idempotency_key', name='acceptance_once')
+    )
+    with op.batch_alter_table('acceptances', schema=None) as batch_op:
+        batch_op.create_index('acceptance_body', ['key_id', 'noun', 'body_sha256', 'created_at'], unique=False)
+        batch_op.create_index(batch_op.f('ix_acceptances_created_at'), ['created_at'], unique=False)
+
     op.create_table('checkpoints',
     sa.Column('id', sa.String(length=64), nullable=False),
     sa.Column('job_id', sa.String(length=64), nullable=False),
@@ -258,11 +297,45 @@ def upgrade() -> None:
     sa.ForeignKeyConstraint(['job_id'], ['fine_tuning_jobs.id'], ondelete='CASCADE'),
     sa.PrimaryKeyConstraint('job_id', 'step')
     )
+    op.create_table('upload_parts',
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('upload_id', sa.String(length=64), nullable=False),
+    sa.Column('bytes', sa.BigInteger(), nullable=False),
+    sa.Column('created_at', sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(['upload_id'], ['uploads.id'], ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id')
+    )
+    with op.batch_alter_table('upload_parts', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_upload_parts_upload_id'), ['upload_id'], unique=False)
+
+    op.create_table('permissions',
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('model_id', sa.String(length=512), nullable=False),
+    sa.Column('project_id', sa.String(length=64), nullable=False),
+    sa.Column('created_at', sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(['model_id'], ['models.id'], ondelete='CASCADE'),
+    sa.ForeignKeyConstraint(['project_id'], ['projects.id'], ),
+    sa.PrimaryKeyConstraint('id'),
+    sa.UniqueConstraint('model_id', 'project_id', name='permission_once')
+    )
+    with op.batch_alter_table('permissions', schema=None) as batch_op:
+        batch_op.create_index('permission_list', ['model_id', 'created_at', 'id'], unique=False)
+        batch_op.create_index('permission_project', ['project_id', 'model_id'], unique=False)
+
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
+    with op.batch_alter_table('permissions', schema=None) as batch_op:
+        batch_op.drop_index('permission_project')
+        batch_op.drop_index('permission_list')
+
+    op.drop_table('permissions')
+    with op.batch_alter_table('upload_parts', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_upload_parts_upload_id'))
+
+    op.drop_table('upload_parts')
     op.drop_table('step_log')
     op.drop_table('rollouts')
     with op.batch_alter_table('rollout_batches', schema=None) as batch_op:
@@ -280,11 +353,20 @@ def downgrade() -> None:
 
     op.drop_table('deliveries')
     op.drop_table('checkpoints')
+    with op.batch_alter_table('acceptances', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_acceptances_created_at'))
+        batch_op.drop_index('acceptance_body')
+
+    op.drop_table('acceptances')
     op.drop_table('webhooks')
     with op.batch_alter_table('webhook_endpoints', schema=None) as batch_op:
         batch_op.drop_index('webhook_list')
 
     op.drop_table('webhook_endpoints')
+    with op.batch_alter_table('uploads', schema=None) as batch_op:
+        batch_op.drop_index('upload_sweep')
+
+    op.drop_table('uploads')
     op.drop_table('logins')
     with op.batch_alter_table('fine_tuning_jobs', schema=None) as batch_op:
         batch_op.drop_index('job_list')

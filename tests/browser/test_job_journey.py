@@ -182,6 +182,7 @@ def test_every_page_in_both_themes_and_narrow(service: Service, open_page: Open)
         "/models": "Models",
         "/webhooks": "Webhooks",
         "/api-keys": "API keys",
+        "/api-reference": "API reference",
         "/nowhere": "Nothing here",
     }
     for size in ({"scheme": "light"}, {"scheme": "dark"}, {"width": 390, "height": 844}, {"width": 320}):

@@ -17,6 +17,14 @@ class ModelObject(BaseModel):
     owned_by: str
 
 
+class DeletedModel(BaseModel):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
+
+
 def model_object(model: Model, *, organization: str) -> ModelObject:
     """Return the wire form of a model."""
     owner = "system" if model.kind == "base" else f"org-{organization}"

@@ -3,61 +3,41 @@
 Source: OpenAI's `/webhook_endpoints` (wire.md §8).
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from app.api.handlers import invalid_parameter
+from app.api.bodies import Shape
 from app.core.clock import seconds
 from app.core.tables import WebhookEndpoint
 
-Body = TypeVar("Body", bound=BaseModel)
 
-
-class NewEndpoint(BaseModel):
+class NewEndpoint(Shape):
     """The body of a create request."""
-
-    model_config = ConfigDict(strict=True)
 
     name: str
     url: str
     event_types: list[str]
 
 
-class ChangedEndpoint(BaseModel):
+class ChangedEndpoint(Shape):
     """The body of an update request: what is absent or null stays as it is."""
-
-    model_config = ConfigDict(strict=True)
 
     name: str | None = None
     url: str | None = None
     event_types: list[str] | None = None
 
 
-class Rotation(BaseModel):
+class Rotation(Shape):
     """The body of a rotation."""
 
-    model_config = ConfigDict(strict=True)
-
-    keep_old_secret: bool = Field(default=False, alias="keep_old_secret_active_for_24_hours")
+    keep_old_secret: bool | None = Field(default=None, alias="keep_old_secret_active_for_24_hours")
 
 
-class Trial(BaseModel):
+class Trial(Shape):
     """The body of a test delivery."""
 
-    model_config = ConfigDict(strict=True)
-
     event_type: str
-
-
-def read_body(shape: type[Body], document: Mapping[str, Any]) -> Body:
-    """Return the document in its shape. Raises: InvalidRequest that names the first wrong parameter."""
-    try:
-        return shape.model_validate(document)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        raise invalid_parameter({**first, "loc": first["loc"][:1]}) from None
 
 
 class EndpointObject(BaseModel):

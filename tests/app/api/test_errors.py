@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from starlette.routing import Route
 
 from app.api.routes import NOUNS
@@ -238,3 +239,29 @@ def test_every_route_asks_for_a_key(server: Server) -> None:
         for method in route.methods or ():
             answer = server.raw(method, f"/v1{path}", headers={"authorization": None})
             assert answer.status_code == 401, (method, path)
+
+
+def test_a_database_without_room_is_507_and_not_retried(server: Server, training_file: str) -> None:
+    """Reading goes on, with a key whose last use can't be noted."""
+    engine = server.context.db.engine
+    _, fresh = server.new_key("other")
+
+    def full(connection: Any, *_: object) -> None:
+        # No page more than there are.
+        connection.execute("PRAGMA max_page_count=1")
+
+    body = {"model": MODEL, "training_file": training_file, "method": METHOD, "suffix": "x" * 64}
+    big = body | {"metadata": {f"key {n}": "x" * 512 for n in range(16)}}
+    event.listen(engine, "checkout", full)
+    try:
+        answers = [server.raw("POST", "/v1/fine_tuning/jobs", json=big) for _ in range(20)]
+        assert server.raw("GET", "/v1/files").status_code == 200
+        assert server.raw("GET", "/v1/files", headers={"authorization": f"Bearer {fresh}"}).status_code == 200
+    finally:
+        event.remove(engine, "checkout", full)
+        engine.dispose()
+    last = answers[-1]
+    assert last.status_code == 507, last.text
+    assert last.headers["x-should-retry"] == "false"
+    assert last.json()["error"]["code"] == "insufficient_storage"
+    assert server.raw("POST", "/v1/fine_tuning/jobs", json=big).status_code == 200

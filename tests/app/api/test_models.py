@@ -1,10 +1,12 @@
 """Models through the official client: names with slashes and colons, and whose they are."""
 
+from pathlib import Path
+
 import openai
 import pytest
 
-from app.services import jobs, models
-from tests.app.api.server import MODEL, Server
+from app.services import checkpoints, jobs, models
+from tests.app.api.server import BOTH, MODEL, Server
 
 TUNED = "ft:tiny/base-model:personal::AbCd1234"
 
@@ -44,3 +46,79 @@ def test_an_unknown_or_foreign_model_is_404(client: openai.OpenAI, server: Serve
             "param": "model",
             "code": "model_not_found",
         }
+
+
+CHECKPOINT = "ft:tiny/base-model:personal::XyZw9876:ckpt-step-2"
+
+
+def _keep_checkpoint(server: Server, job_id: str) -> tuple[Path, Path]:
+    """Give a job a checkpoint and a recovery point, and return where both lie."""
+    storage = server.context.storage
+    weights, recovery = f"jobs/{job_id}/checkpoints/step-000002.tok-1", f"jobs/{job_id}/recovery/step-000002"
+    for uri in (weights, recovery):
+        with storage.writing_directory(uri) as folder:
+            (folder / "adapter.safetensors").write_bytes(b"weights")
+    with server.context.db.transaction() as session:
+        job = jobs.get_job(session, project_id=server.project_id, job_id=job_id)
+        job.checkpoint_uri = recovery
+        checkpoints.keep(
+            session,
+            job=job,
+            step=2,
+            model_id=CHECKPOINT,
+            uri=weights,
+            metrics={"step": 2},
+            valid_reward_mean=0.5,
+        )
+    return storage.path(weights), storage.path(recovery)
+
+
+@BOTH
+def test_a_checkpoint_is_deleted_with_its_weights_only(
+    client: openai.OpenAI, server: Server, job_id: str
+) -> None:
+    weights, recovery = _keep_checkpoint(server, job_id)
+    gone = client.models.delete(CHECKPOINT)
+    assert (gone.id, gone.object, gone.deleted) == (CHECKPOINT, "model", True)
+    assert not weights.exists()
+    assert (recovery / "adapter.safetensors").exists()
+    assert client.fine_tuning.jobs.checkpoints.list(job_id).data == []
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.delete(CHECKPOINT)
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_models_weights_go_after_the_commit_only(server: Server, job_id: str) -> None:
+    weights, _ = _keep_checkpoint(server, job_id)
+
+    def interrupted() -> None:
+        with server.context.db.transaction() as session:
+            models.delete_model(
+                session,
+                storage=server.context.storage,
+                project_id=server.project_id,
+                model_id=CHECKPOINT,
+            )
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert weights.exists()
+    assert server.raw("GET", f"/v1/models/{CHECKPOINT}").status_code == 200
+
+
+def test_only_a_projects_own_models_can_be_deleted(
+    client: openai.OpenAI, server: Server, job_id: str
+) -> None:
+    _tune(server, job_id)
+    other_id, key = server.new_key("other")
+    other = client.with_options(api_key=key)
+    with pytest.raises(openai.PermissionDeniedError, match="base model") as refused:
+        client.models.delete(MODEL)
+    assert refused.value.code == "insufficient_permissions"
+    with pytest.raises(openai.NotFoundError):
+        other.models.delete(TUNED)
+    client.fine_tuning.checkpoints.permissions.create(TUNED, project_ids=[other_id])
+    with pytest.raises(openai.PermissionDeniedError, match="another project"):
+        other.models.delete(TUNED)
+    assert {model.id for model in client.models.list()} == {TUNED, MODEL}

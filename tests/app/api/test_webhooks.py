@@ -1,11 +1,13 @@
 """Webhook endpoints through the official client on a running server."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import openai
 import pytest
 
+from app.core import clock
 from app.core.settings import Settings
+from app.services import webhooks
 from tests.app.api.server import Server
 from tests.receiver import Receiver, listening
 
@@ -88,7 +90,7 @@ def test_event_types_are_listed(client: openai.OpenAI) -> None:
         ({"url": "https://10.0.0.1/"}, "url", None),
         ({"url": "https://localhost/"}, "url", None),
         ({"event_types": "fine_tuning.job.failed"}, "event_types", None),
-        ({"event_types": [7]}, "event_types", None),
+        ({"event_types": [7]}, "event_types[0]", None),
         ({"event_types": []}, "event_types", None),
         ({"event_types": ["batch.completed"]}, "event_types", "invalid_value"),
     ],
@@ -155,10 +157,37 @@ def test_a_test_that_reaches_nobody_is_a_400(client: openai.OpenAI) -> None:
         client.webhooks.test(made.id, event_type=FAILED)
 
 
-def test_two_secrets_at_a_time_are_refused(client: openai.OpenAI) -> None:
-    """Rather than silently ending the one the caller wants to keep."""
-    made = client.webhooks.create(name="x", url=PUBLIC, event_types=[FAILED])
-    with pytest.raises(openai.BadRequestError) as refusal:
-        client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
-    assert refusal.value.param == "keep_old_secret_active_for_24_hours"
-    assert client.webhooks.retrieve(made.id).signing_secret_hint == made.signing_secret[-4:]
+def test_a_kept_secret_signs_for_a_day_more(
+    client: openai.OpenAI, server: Server, receiver: Receiver
+) -> None:
+    """Both sign until then; a plain rotation ends both."""
+    made = client.webhooks.create(name="x", url=receiver.url, event_types=[FAILED])
+
+    def accepted(*secrets: str) -> list[bool]:
+        receiver.received.clear()
+        server.raw("POST", f"/v1/webhook_endpoints/{made.id}/test", json={"event_type": FAILED})
+        [request] = receiver.received
+        return [_unwraps(request.body, request.headers, secret) for secret in secrets]
+
+    first = made.signing_secret
+    second = client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True).signing_secret
+    assert second != first
+    assert accepted(first, second) == [True, True]
+    with server.context.db.transaction() as session:
+        endpoint = webhooks.get_endpoint(session, project_id=server.project_id, endpoint_id=made.id)
+        assert endpoint.old_secret_until is not None
+        assert endpoint.old_secret_until - clock.now() == pytest.approx(24 * 3600, abs=60)
+        endpoint.old_secret_until = clock.now() - 1
+    assert accepted(first, second) == [False, True]
+    client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
+    third = client.webhooks.rotate_secret(made.id).signing_secret
+    assert accepted(first, second, third) == [False, False, True]
+
+
+def _unwraps(body: bytes, headers: Mapping[str, str], secret: str) -> bool:
+    with openai.OpenAI(api_key="unused", webhook_secret=secret) as receiving:
+        try:
+            receiving.webhooks.unwrap(body, headers)
+        except openai.InvalidWebhookSignatureError:
+            return False
+    return True

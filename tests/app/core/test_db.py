@@ -81,3 +81,21 @@ def test_newer_data_is_refused(settings: Settings) -> None:
     with database.reading() as session:
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
     database.dispose()
+
+
+def test_a_kept_connection_is_not_used_once_its_file_was_replaced(settings: Settings) -> None:
+    """Else rows would go into a file nobody can find."""
+    migrate.upgrade(settings)
+    database = Database(settings.database)
+    with database.transaction() as session:
+        session.add(Project(id="proj_old", name="x", created_at=1.0))
+    path = settings.root / "tunesmith.db"
+    for ending in ("", "-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+    migrate.upgrade(settings)
+    with database.transaction() as session:
+        assert session.scalars(select(Project)).all() == []
+        session.add(Project(id="proj_new", name="x", created_at=1.0))
+    database.dispose()
+    with Database(settings.database).reading() as session:
+        assert session.scalars(select(Project.id)).all() == ["proj_new"]

@@ -45,3 +45,25 @@ def test_a_field_of_another_type_is_refused(key: str, value: object, words: str)
         with pytest.raises(InvalidRequest, match=words) as refused:
             parse_response_format(given, param="r")
         assert (refused.value.param, refused.value.code) == (f"{place}.{key}", "invalid_type")
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ({"type": "json_schema", "json_schema": 5}, "f.json_schema"),
+        ({"type": "json_schema", "json_schema": {}}, "f.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"schema": 5}}, "f.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA, "name": 5}}, "f.json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": "yes"}}, "f.json_schema.strict"),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA, "colour": 1}}, "f.json_schema.colour"),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA}, "colour": 1}, "f.colour"),
+        ({"type": "json_schema"}, "f.schema"),
+        ({"type": "json_schema", "schema": SCHEMA, "colour": 1}, "f.colour"),
+        ({"type": "xml"}, "f.type"),
+        ("json_object", "f"),
+    ],
+)
+def test_what_is_odd_is_named(value: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_response_format(value, param="f")
+    assert caught.value.param == param

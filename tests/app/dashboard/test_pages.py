@@ -17,7 +17,15 @@ from tests import factories
 from tests.app.dashboard import seed
 from tests.app.dashboard.seed import Seeded
 
-PATHS = ("/finetune", "/finetune/new", "/models", "/storage/files", "/webhooks", "/api-keys")
+PATHS = (
+    "/finetune",
+    "/finetune/new",
+    "/models",
+    "/storage/files",
+    "/webhooks",
+    "/api-keys",
+    "/api-reference",
+)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,0 +1,106 @@
+"""What the OpenAPI document says beyond FastAPI's reading of the routes: bodies, answers of plain data.
+
+Keyed by the name of the route's function. Only `document.py` reads it; a test compares it with the routes.
+"""
+
+from pydantic import BaseModel
+
+from app.api import document_jobs, document_results
+from app.api.document_schema import Schema, closed, json_content, nullable, reference, text
+from app.api.schemas import graders, permissions, uploads, webhooks
+from app.core.status import STATUSES
+from app.services.files import PURPOSES
+from app.services.webhooks import EVENT_TYPES
+
+_EXPIRY = closed(
+    {
+        "anchor": text(enum=["created_at"]),
+        "seconds": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    }
+)
+# Properties of answers that their models leave open, because services keep them as plain JSON.
+SHARPENED: dict[str, Schema] = {
+    "JobObject": {"method": document_jobs.METHOD, "status": text(enum=list(STATUSES))},
+    "FileObject": {"status": text(enum=["uploaded", "processed", "error"])},
+    "UploadObject": {"status": text(enum=["pending", "completed", "cancelled", "expired"])},
+    "EventObject": {
+        "level": text(enum=["info", "warn", "error"]),
+        "type": text(enum=["message", "metrics"]),
+    },
+    "ValidGrader": {"grader": reference("Grader")},
+}
+
+ANSWERS: dict[str, Schema] = {
+    "retrieve_content": {"application/octet-stream": {"schema": text(format="binary")}},
+    "retrieve_evaluation": json_content("Evaluation"),
+    "list_items": json_content("EvaluationItems"),
+    "list_rollouts": json_content("Rollouts"),
+}
+
+_ONCE = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": text(minLength=1, maxLength=255, pattern=r"^[!-~]+$"),
+    "description": "A second request with the same key and body returns the first one's object.",
+}
+PARAMETERS: dict[str, list[Schema]] = {
+    "create_file": [_ONCE],
+    "create_job": [_ONCE],
+    "list_jobs": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "required": False,
+            "style": "deepObject",
+            "explode": True,
+            "schema": {"type": "object", "additionalProperties": text()},
+            "description": "`metadata[key]=value`, repeatable; `metadata=null` asks for jobs without any.",
+        }
+    ],
+}
+
+
+def bodies() -> dict[str, Schema]:
+    """Return each route's request body, by the name of its function."""
+    shapes: dict[str, type[BaseModel]] = {
+        "create_upload": uploads.NewUpload,
+        "complete_upload": uploads.Completion,
+        "run_grader": graders.NewRun,
+        "validate_grader": graders.Candidate,
+        "create_permissions": permissions.NewPermissions,
+        "create_endpoint": webhooks.NewEndpoint,
+        "update_endpoint": webhooks.ChangedEndpoint,
+        "rotate_secret": webhooks.Rotation,
+        "test_endpoint": webhooks.Trial,
+    }
+    form = {"file": text(format="binary"), "purpose": text(enum=list(PURPOSES)), "expires_after": _EXPIRY}
+    parts = {"data": text(format="binary")}
+    found = {name: {"application/json": {"schema": _body(shape)}} for name, shape in shapes.items()}
+    found["create_job"] = json_content("NewJob")
+    found["create_file"] = {
+        "multipart/form-data": {
+            "schema": closed(form, optional=("expires_after",)),
+            "encoding": {"expires_after": {"style": "deepObject", "explode": True}},
+        }
+    }
+    found["add_part"] = {"multipart/form-data": {"schema": closed(parts)}}
+    return {name: {"required": True, "content": content} for name, content in found.items()}
+
+
+def _body(shape: type[BaseModel]) -> Schema:
+    schema = shape.model_json_schema(mode="validation")
+    known: Schema = {
+        "grader": reference("NewGrader"),
+        "purpose": text(enum=list(PURPOSES)),
+        "expires_after": nullable(_EXPIRY),
+        "event_type": text(enum=list(EVENT_TYPES)),
+    }
+    schema["properties"] |= {name: known[name] for name in schema["properties"] if name in known}
+    return schema
+
+
+def components() -> dict[str, Schema]:
+    """Return the schemas that no answer's model gives."""
+    error = closed({"message": text(), "type": text(), "param": nullable(text()), "code": nullable(text())})
+    return {"Error": closed({"error": error}), **document_jobs.components(), **document_results.components()}
