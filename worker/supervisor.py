@@ -18,6 +18,8 @@ from pathlib import Path
 from app.core import clock
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
+from app.graders.judgements import FOLDER as JUDGEMENTS
+from app.graders.judgements import Judgements
 from app.services import files, heartbeats, leases, models, rollouts
 from app.services.leases import Lease
 from worker import delivery
@@ -82,7 +84,7 @@ class Supervisor(threading.Thread):
         if self._is_due("sweep", SWEEP_SECONDS):
             self._sweep()
         if self._is_due("retention", RETENTION_SECONDS):
-            self._forget_old_rollouts()
+            self._forget_old_texts()
         while len(self._trainers) < self._settings.trainers and self._claim():
             pass
 
@@ -188,14 +190,17 @@ class Supervisor(threading.Thread):
             )
             self._delivery.start()
 
-    def _forget_old_rollouts(self) -> None:
+    def _forget_old_texts(self) -> None:
         days = self._settings.rollout_retention_days
         if not days:
             return
+        before = clock.now() - days * 86_400
         with self._context.db.transaction() as session:
-            gone = rollouts.forget_old(session, before=clock.now() - days * 86_400)
+            gone = rollouts.forget_old(session, before=before)
         for uri in gone:
             self._context.storage.remove(uri)
+        # A judge's reply tells of the answer it judged.
+        Judgements(self._settings.root / JUDGEMENTS).forget_old(before=before)
 
 
 def describe(database: Database) -> str:

@@ -74,6 +74,9 @@ class Heartbeat(threading.Thread):
 def main(job_id: str, token: int) -> int:
     """Work on one claimed job and return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    # Before torch is loaded: threads that spin while they wait cost a busy two-core machine a factor of
+    # twenty (docs/decisions/passive-waiting.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

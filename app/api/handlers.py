@@ -48,7 +48,8 @@ def install(app: FastAPI) -> None:
 def answer(error: AppError) -> JSONResponse:
     """Return the response of one error."""
     headers = {}
-    if isinstance(error, StorageFull):
+    # What has a code here only a person can mend; the SDKs would ask twice more.
+    if isinstance(error, StorageFull) or (isinstance(error, Unavailable) and error.code is not None):
         headers["x-should-retry"] = "false"
     if isinstance(error, TooLarge):
         # Nobody reads the rest of the body, so the connection can't carry another request.

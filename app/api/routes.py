@@ -11,6 +11,7 @@ from app.api import (
     evaluations,
     events,
     files,
+    graders,
     handlers,
     jobs,
     models,
@@ -21,7 +22,7 @@ from app.api import (
 from app.api.guard import KeyGuard
 from app.core.context import Context
 
-NOUNS = (files, events, checkpoints, rollouts, evaluations, jobs, models, webhooks)
+NOUNS = (files, events, checkpoints, rollouts, evaluations, jobs, graders, models, webhooks)
 
 
 def api(context: Context) -> FastAPI:

@@ -16,6 +16,8 @@ PREFIXES = {
     "event": "ftevent-",
     "checkpoint": "ftckpt_",
     "rollout": "rollout_",
+    "grader": "grader_",
+    "grader_version": "gradver_",
     "webhook": "we_",
     "webhook_event": "evt_",
     "delivery": "wh_",

@@ -1,1 +1,1 @@
-"""What the product can do: plain functions on a session, which never commit. Called by api, dashboard and worker."""
+"""What the product can do: plain functions on a session that never commit. Called by faces and worker."""
