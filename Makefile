@@ -16,6 +16,11 @@ TORCH_STAMP := .venv/.torch-$(TORCH)-$(call sum,locks/torch-cpu.txt locks/torch-
 SERVICE_STAMP := .venv/.service-$(call sum,locks/worker.txt)
 DEV_STAMP := .venv/.dev-$(call sum,locks/dev.txt)
 MODELS_STAMP := .venv/.models-$(call sum,locks/models.txt)
+# What Python graders may import: OpenAI's versions of the usual five, or of all sixteen with GRADERS=all,
+# which stays until GRADERS=usual takes it back.
+GRADERS ?= $(if $(wildcard .graders/.stamp-all-*),all,usual)
+GRADERS_LOCK := locks/graders$(if $(filter all,$(GRADERS)),-all).txt
+GRADERS_STAMP := .graders/.stamp-$(GRADERS)-$(call sum,$(GRADERS_LOCK))
 MODEL_FILE := "$${TUNESMITH_MODELS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tunesmith/models}/smollm2-135m-instruct-q4/config.json"
 
 .PHONY: help
@@ -27,7 +32,7 @@ demo: up ## set up, start, fine-tune a real model on the sample project, and sho
 	@$(BIN)/python examples/order-numbers/run.py --address "$$($(CLI) address)"
 
 .PHONY: up
-up: $(SERVICE_STAMP) model ## start the service in the background and print the dashboard's login address
+up: $(SERVICE_STAMP) graders model ## start the service in the background and print the dashboard's login address
 	@$(CLI) up
 
 .PHONY: down
@@ -51,7 +56,7 @@ login: $(SERVICE_STAMP) ## print a new login address for the dashboard
 	@$(CLI) login-url
 
 .PHONY: test
-test: system lint $(MODELS_STAMP) ## lint, types, import contracts, then every test
+test: system lint graders $(MODELS_STAMP) ## lint, types, import contracts, then every test
 	@$(BIN)/python -m tests.clients.node_client
 	@$(BIN)/python -m pytest
 
@@ -83,6 +88,14 @@ format: $(DEV_STAMP) ## put every file into the project's format
 .PHONY: locks
 locks: ## compile the locks anew from pyproject.toml (needs uv)
 	@locks/compile.sh
+
+.PHONY: graders
+graders: $(GRADERS_STAMP) ## install what Python graders may import; GRADERS=all: all of OpenAI's packages (860 MB)
+
+.PHONY: bench-graders
+bench-graders: $(DEV_STAMP) graders ## attack the sandbox as root and as nobody, time it, kill a judge
+	@$(BIN)/python -m tests.bench.sandbox
+	@$(BIN)/python -m tests.bench.judges
 
 .PHONY: model
 model: $(SERVICE_STAMP) ## fetch the default base model into the model store
@@ -135,6 +148,11 @@ $(DEV_STAMP): $(SERVICE_STAMP)
 	@echo "Installing the packages of lint and tests."
 	@$(PIP) -r locks/dev.txt
 	@rm -f .venv/.dev-* && touch $@
+
+# Apart from .venv: a grader sees this folder and nothing else of ours.
+$(GRADERS_STAMP): $(SERVICE_STAMP)
+	@echo "Installing what Python graders may import."
+	@rm -rf .graders && $(PIP) --target .graders -r $(GRADERS_LOCK) && touch $@
 
 $(MODELS_STAMP): $(SERVICE_STAMP)
 	@$(PIP) -r locks/models.txt

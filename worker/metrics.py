@@ -12,12 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.graders.result import Grade
-from app.graders.spec import Grader, Multi
+from app.graders.result import Grade, Tokens, added
+from app.graders.spec import Grader, leaves
 from app.services.evaluations import bootstrap
 from worker.engine.types import ScoredRollout, StepReport
+from worker.grader_faults import failed, kinds
 
 _ERRORS = ("other_error", "sample_parse_error", "invalid_variable_error")
+_JUDGE_ERRORS = ("model_grader_server_error", "model_grader_refusal_error", "model_grader_parse_error")
+# What a kind of grader can also suffer, by its type.
+_ERRORS_OF = {
+    "python": ("python_grader_server_error", "python_grader_runtime_error"),
+    "score_model": _JUDGE_ERRORS,
+    "label_model": _JUDGE_ERRORS,
+}
+_JUDGES = frozenset({"score_model", "label_model"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,12 @@ def metrics(
     data: dict[str, Any] = {
         "step": report.step,
         "total_steps": report.total_steps,
-        "usage": {"graders": [], "samples": {}},
+        "usage": {
+            "graders": [
+                row for row in _merge(grader, train, valid, _usage_figures) if row["type"] in _JUDGES
+            ],
+            "samples": {},
+        },
         "errors": {"graders": _merge(grader, train, valid, _error_figures)},
         "scores": {"graders": _merge(grader, train, valid, _reward_figures)},
         "timing": {
@@ -48,7 +62,7 @@ def metrics(
             },
             "graders": _merge(grader, train, valid, _latency_figures),
         },
-        "model_graders_token_usage": {},
+        "model_graders_token_usage": _tokens_by_model(train, valid),
     }
     if report.step:
         data |= {
@@ -82,6 +96,11 @@ def message(data: Mapping[str, Any]) -> str:
         if data.get(key) is not None:
             text += f", {name}={data[key]:.2f}"
     return text
+
+
+def grader_tokens(graded: Iterable[Graded]) -> dict[str, Tokens]:
+    """Return the tokens that judges were paid for, by model."""
+    return added(one.grade.usage for one in graded)
 
 
 def checkpoint_metrics(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +151,10 @@ def _extension(report: StepReport, train: Sequence[Graded], valid: Sequence[Grad
         "groups": figures.groups,
         "groups_without_signal": figures.groups_without_signal,
         "pct_no_signal": figures.groups_without_signal / figures.groups if figures.groups else 0.0,
-        "grader_error_share": _share(one.grade.fault in ("grader", "infrastructure") for one in train),
+        "grader_error_share": _share(failed(one.grade) for one in train),
+        "grader_timeout_share": _share(_timed_out(one.grade) for one in train),
+        "grader_errors": kinds(one.grade for one in train),
+        "valid_grader_errors": kinds(one.grade for one in valid),
         "loss": figures.loss,
         "grad_norm": figures.grad_norm,
         "kl": figures.kl,
@@ -146,6 +168,10 @@ def _extension(report: StepReport, train: Sequence[Graded], valid: Sequence[Grad
     }
 
 
+def _timed_out(grade: Grade) -> bool:
+    return grade.timed_out or any(part.timed_out for part in grade.part_grades.values())
+
+
 def _item_means(graded: Sequence[Graded]) -> list[float]:
     by_item: dict[int, list[float]] = {}
     for one in graded:
@@ -157,28 +183,52 @@ def _item_means(graded: Sequence[Graded]) -> list[float]:
 def _merge(grader: Grader, train: Sequence[Graded], valid: Sequence[Graded], figures: Any) -> list[Any]:
     """Return one object for each grader, a multi's parts apart, with both splits' figures."""
     rows = []
-    for key, leaf in (grader.graders if isinstance(grader, Multi) else {None: grader}).items():
+    for key, leaf in leaves(grader).items():
         row: dict[str, Any] = {"name": key or leaf.name, "type": leaf.type}
+        if leaf.type in _JUDGES:
+            row["model"] = getattr(leaf, "model", None)
         for split, graded in (("train", train), ("valid", valid)):
             grades = [one.grade if key is None else one.grade.part_grades.get(key) for one in graded]
             if found := [grade for grade in grades if grade is not None]:
-                row |= {f"{split}_{name}": value for name, value in figures(found).items()}
+                row |= {f"{split}_{name}": value for name, value in figures(found, leaf.type).items()}
         rows.append(row)
     return rows
 
 
-def _reward_figures(grades: Sequence[Grade]) -> dict[str, float | None]:
+def _reward_figures(grades: Sequence[Grade], _kind: str) -> dict[str, float | None]:
     rewards = [grade.reward for grade in grades if grade.reward is not None]
     return {"reward_mean": sum(rewards) / len(rewards) if rewards else None}
 
 
-def _latency_figures(grades: Sequence[Grade]) -> dict[str, float]:
+def _latency_figures(grades: Sequence[Grade], _kind: str) -> dict[str, float]:
     return {"execution_latency_mean": sum(grade.seconds for grade in grades) / len(grades)}
 
 
-def _error_figures(grades: Sequence[Grade]) -> dict[str, float]:
+def _usage_figures(grades: Sequence[Grade], _kind: str) -> dict[str, float]:
+    total = added({"": tokens} for grade in grades for tokens in grade.usage.values()).get("", {})
     figures: dict[str, float] = {}
-    for name in _ERRORS:
+    for name in ("prompt_tokens", "completion_tokens"):
+        count = float(total.get(name, 0))
+        figures |= {f"{name}_mean": count / len(grades), f"{name}_count": count}
+    return figures
+
+
+def _tokens_by_model(train: Sequence[Graded], valid: Sequence[Graded]) -> dict[str, dict[str, int]]:
+    """Return each judge model's tokens, `train_*` and `eval_*`, all keys for every model."""
+    by_model: dict[str, dict[str, int]] = {}
+    sides = {"eval": grader_tokens(valid), "train": grader_tokens(train)}
+    for model in sorted({model for side in sides.values() for model in side}):
+        by_model[model] = {
+            f"{side}_{name}": used.get(model, {}).get(name, 0)
+            for name in ("cached_tokens", "prompt_tokens", "completion_tokens")
+            for side, used in sides.items()
+        }
+    return by_model
+
+
+def _error_figures(grades: Sequence[Grade], kind: str) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name in (*_ERRORS, *_ERRORS_OF.get(kind, ())):
         count = float(sum(bool(getattr(grade.errors, name)) for grade in grades))
         figures |= {f"{name}_mean": count / len(grades), f"{name}_count": count}
     return figures

@@ -13,7 +13,9 @@ from app.core.context import Context
 from app.core.errors import NotFound
 from app.core.methods import Facts, learning_rate, resolve
 from app.core.response_format import schema_of
+from app.core.settings import Settings
 from app.core.tables import File, Job, Model
+from app.graders.means import Means
 from app.graders.spec import Grader, parse_grader
 from app.services import datasets, files
 from app.services.dataset_rows import Row
@@ -22,6 +24,7 @@ from worker.engine.config import TrainingConfig
 from worker.engine.grammar import Grammar
 from worker.engine.policy import Policy
 from worker.engine.types import Prompt, StepReport
+from worker.grader_faults import Limits
 from worker.scoring import Scorer
 
 SPLITS = ("train", "valid", "test")
@@ -138,13 +141,16 @@ class Plan:
                 raise PlanError("invalid_response_format", str(problem), where) from problem
         return replace(self, prompts=prompts, grammar=grammar)
 
-    def scorer(self) -> Scorer:
-        """Return the job's score function."""
+    def scorer(self, settings: Settings, means: Means) -> Scorer:
+        """Return the job's score function, which grades by these means."""
         return Scorer(
             self.grader,
             {split: {row.index: row.item for row in rows} for split, rows in self.rows.items()},
             json_expected=self.response_schema is not None,
             errors_are_zero=self.errors_are_zero,
+            means=means,
+            concurrency=settings.grader_concurrency,
+            limits=Limits(settings.grader_error_limit, settings.grader_bad_share, settings.grader_bad_steps),
         )
 
 

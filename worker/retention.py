@@ -15,18 +15,23 @@ from app.core import clock
 from app.core.context import Context
 from app.core.status import TERMINAL
 from app.core.tables import Checkpoint, Job, Model, RolloutBatch
+from app.graders.judgements import FOLDER as JUDGEMENTS
+from app.graders.judgements import Judgements
 from app.services import rollouts
 
 
-def forget_old_rollouts(context: Context) -> None:
-    """Drop the training answers of jobs that ended longer ago than the setting says."""
+def forget_old_texts(context: Context) -> None:
+    """Drop the training answers of jobs that ended, and judges' replies that came, longer ago than is set."""
     days = context.settings.rollout_retention_days
     if not days:
         return
+    before = clock.now() - days * 86_400
     with context.db.transaction() as session:
-        gone = rollouts.forget_old(session, before=clock.now() - days * 86_400)
+        gone = rollouts.forget_old(session, before=before)
     for uri in gone:
         context.storage.remove(uri)
+    # A judge's reply tells of the answer it judged.
+    Judgements(context.settings.root / JUDGEMENTS).forget_old(before=before)
 
 
 def remove_unnamed(context: Context, *, older_than: float) -> list[str]:

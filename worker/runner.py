@@ -6,15 +6,18 @@ Called by the trainer process, which owns the heartbeat.
 """
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from sqlalchemy.orm import Session
 
 from app.core.context import Context
-from app.core.errors import StorageFull
+from app.core.errors import StorageFull, Unavailable
 from app.core.tables import Job, Step
+from app.graders.result import Tokens
+from app.graders.sandbox.level import SandboxUnavailable
 from app.services import checkpoints, events, files, leases, models, rollouts
 from app.services.leases import Lease
 from app.services.rollouts import RolloutRecord
@@ -24,6 +27,8 @@ from worker.engine.evaluate import evaluate
 from worker.engine.policy import Policy
 from worker.engine.reinforcement import Reinforcement
 from worker.engine.types import EvaluationReport, ScoredRollout, StepReport
+from worker.equipment import equipped
+from worker.grader_faults import GraderFailing
 from worker.metrics import Graded
 from worker.plan import Plan, PlanError
 from worker.scoring import Scorer
@@ -63,12 +68,16 @@ class Run:
             self._fail(problem.code, str(problem), problem.param)
         except EngineError as problem:
             self._fail(problem.code, f"Training failed: {problem} Checkpoints made before stay usable.")
+        except GraderFailing as problem:
+            self._pause(str(problem), problem.data, problem.tokens)
+        except SandboxUnavailable as problem:
+            self._fail("grader_sandbox_unavailable", problem.message)
+        except Unavailable as problem:
+            self._pause(f"{problem.message} The job is paused: mend it, then resume the job.")
         except (OSError, StorageFull) as problem:
             if isinstance(problem, OSError) and problem.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            message = f"disk_full: {problem} The job is paused: free some space, then resume it."
-            with self.context.db.transaction() as session:
-                leases.park(session, lease=self.lease, message=message, level="error")
+            self._pause(f"disk_full: {problem} The job is paused: free some space, then resume it.")
 
     def _train(self) -> None:
         plan = Plan.of(self.context, self._job())
@@ -78,14 +87,23 @@ class Run:
             )
             for note in plan.notes:
                 events.append(session, job_id=self.lease.job_id, message=note)
-        policy = Policy.load(plan.model_dir, config=plan.config)
-        plan = plan.encoded(policy)
-        scorer = plan.scorer()
-        self._measure(policy, plan, scorer, step=0)
-        if not self._steps(policy, plan, scorer):
-            return
-        self._measure(policy, plan, scorer, step=plan.config.total_steps)
+        settings = self.context.settings
+        with equipped(settings, plan.grader) as equipment:
+            self._note(equipment.notes)
+            policy = Policy.load(plan.model_dir, config=plan.config)
+            plan = plan.encoded(policy)
+            with plan.scorer(settings, equipment.means) as scorer:
+                scorer.bad_steps = self._bad_steps()
+                self._measure(policy, plan, scorer, step=0)
+                if not self._steps(policy, plan, scorer):
+                    return
+                self._measure(policy, plan, scorer, step=plan.config.total_steps)
         self._finish(policy, plan)
+
+    def _note(self, notes: Sequence[tuple[str, str]]) -> None:
+        with self.context.db.transaction() as session:
+            for level, message in notes:
+                events.append(session, job_id=self.lease.job_id, level=level, message=message)
 
     def _steps(self, policy: Policy, plan: Plan, scorer: Scorer) -> bool:
         """Train step by step; return whether the last step is done."""
@@ -98,6 +116,7 @@ class Run:
             grammar=plan.grammar,
             resume=self._resume_from(),
             base_line=not self._has_step(0),
+            on_answer=scorer.begin,
         )
         for report in run.steps():
             status = self._commit(run, policy, plan, scorer, report)
@@ -115,6 +134,7 @@ class Run:
         train = _graded(report.rollouts, scorer)
         valid = _graded(report.validation.rollouts if report.validation else (), scorer)
         data = metrics.metrics(report, plan.grader, train, valid)
+        data["tunesmith"]["bad_steps"] = scorer.bad_steps
         batches = [
             self._write_batch(report.step, split, graded)
             for split, graded in (("train", train), ("valid", valid))
@@ -138,6 +158,7 @@ class Run:
                 training_seconds=report.metrics.iteration_seconds,
                 remaining_seconds=plan.pace.remaining(report.step),
             )
+            leases.spend(session, lease=self.lease, tokens=metrics.grader_tokens([*train, *valid]))
             for note in run.notes:
                 events.append(session, job_id=self.lease.job_id, level="warn", message=note)
             for uri, split, graded in batches:
@@ -168,11 +189,13 @@ class Run:
             grammar=plan.grammar,
             adapter=step > 0,
             on_progress=self._go_on,
+            on_answer=scorer.begin,
         )
         graded = _graded(report.rollouts, scorer)
         uri, split, _ = self._write_batch(step, "test", graded)
         with self.context.db.transaction() as session:
             leases.beat(session, lease=self.lease, seconds=self.context.settings.lease_seconds)
+            leases.spend(session, lease=self.lease, tokens=metrics.grader_tokens(graded))
             self._name_batch(session, step, split, uri, graded)
 
     def _finish(self, policy: Policy, plan: Plan) -> None:
@@ -203,6 +226,14 @@ class Run:
     def _go_on(self, _done: int, _all: int) -> None:
         if self._stopping():
             raise Stopped
+
+    def _pause(
+        self, message: str, data: dict[str, Any] | None = None, tokens: Mapping[str, Tokens] | None = None
+    ) -> None:
+        """Pause unasked, at the last committed step, until a person has mended what the message names."""
+        with self.context.db.transaction() as session:
+            leases.park(session, lease=self.lease, message=message, level="error", data=data)
+            leases.spend(session, lease=self.lease, tokens=tokens or {})
 
     def _fail(self, code: str, message: str, param: str | None = None) -> None:
         with self.context.db.transaction() as session:
@@ -284,6 +315,12 @@ class Run:
     def _has_step(self, step: int) -> bool:
         with self.context.db.reading() as session:
             return session.get(Step, (self.lease.job_id, step)) is not None
+
+    def _bad_steps(self) -> int:
+        """Return how many of the latest committed steps in a row were graded badly."""
+        with self.context.db.reading() as session:
+            last = session.get(Step, (self.lease.job_id, session.get_one(Job, self.lease.job_id).step))
+        return int(last.metrics["tunesmith"].get("bad_steps", 0)) if last else 0
 
     def _would_keep(self, reward: float | None) -> bool:
         with self.context.db.reading() as session:

@@ -85,7 +85,7 @@ class Supervisor(threading.Thread):
         if self._is_due("sweep", SWEEP_SECONDS):
             self._sweep()
         if self._is_due("retention", RETENTION_SECONDS):
-            retention.forget_old_rollouts(self._context)
+            retention.forget_old_texts(self._context)
             retention.remove_unnamed(self._context, older_than=RETENTION_SECONDS)
         while len(self._trainers) < self._settings.trainers and self._claim():
             pass

@@ -1,6 +1,6 @@
 """Schemas of what a job leaves, which services keep as plain data: rollouts, the evaluation and its items."""
 
-from app.api.document_schema import Schema, closed, list_of, nullable, text
+from app.api.document_schema import Schema, closed, list_of, nullable, reference, text
 
 _NUMBER, _COUNT = {"type": "number"}, {"type": "integer", "minimum": 0}
 _SCORE = nullable(_NUMBER)
@@ -16,7 +16,26 @@ def components() -> dict[str, Schema]:
         "Evaluation": _evaluation(),
         "EvaluationItems": list_of(_evaluation_item()),
         "Rollouts": list_of(_rollout()),
+        "Trial": _trial(),
     }
+
+
+def _trial() -> Schema:
+    rows = {"type": "array", "items": {"type": "object"}}
+    return closed(
+        {
+            "object": text(const="grader.trial"),
+            "grader": reference("Grader"),
+            "n": _COUNT,
+            "rewards": {"type": "object"},
+            "prompts": {"type": "object"},
+            "latency": {"type": "object"},
+            "errors": rows,
+            "probes": rows,
+            "model_grader_token_usage_per_model": {"type": "object"},
+            "results": rows,
+        }
+    )
 
 
 def _evaluation() -> Schema:

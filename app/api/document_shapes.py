@@ -3,6 +3,8 @@
 Keyed by the name of the route's function. Only `document.py` reads it; a test compares it with the routes.
 """
 
+from typing import Any
+
 from pydantic import BaseModel
 
 from app.api import document_jobs, document_results
@@ -27,7 +29,9 @@ SHARPENED: dict[str, Schema] = {
         "level": text(enum=["info", "warn", "error"]),
         "type": text(enum=["message", "metrics"]),
     },
-    "ValidGrader": {"grader": reference("Grader")},
+    "ValidatedGrader": {"grader": reference("Grader")},
+    "SavedGraderObject": {"grader": reference("Grader")},
+    "VersionObject": {"grader": reference("Grader")},
 }
 
 ANSWERS: dict[str, Schema] = {
@@ -35,6 +39,7 @@ ANSWERS: dict[str, Schema] = {
     "retrieve_evaluation": json_content("Evaluation"),
     "list_items": json_content("EvaluationItems"),
     "list_rollouts": json_content("Rollouts"),
+    "try_grader": json_content("Trial"),
 }
 
 _ONCE = {
@@ -66,8 +71,12 @@ def bodies() -> dict[str, Schema]:
     shapes: dict[str, type[BaseModel]] = {
         "create_upload": uploads.NewUpload,
         "complete_upload": uploads.Completion,
-        "run_grader": graders.NewRun,
-        "validate_grader": graders.Candidate,
+        "run_grader": graders.RunBody,
+        "validate_grader": graders.OnlyGrader,
+        "create_version": graders.OnlyGrader,
+        "create_grader": graders.NewGrader,
+        "update_grader": graders.NewName,
+        "try_grader": graders.TrialBody,
         "create_permissions": permissions.NewPermissions,
         "create_endpoint": webhooks.NewEndpoint,
         "update_endpoint": webhooks.ChangedEndpoint,
@@ -88,7 +97,7 @@ def bodies() -> dict[str, Schema]:
     return {name: {"required": True, "content": content} for name, content in found.items()}
 
 
-def _body(shape: type[BaseModel]) -> Schema:
+def _body(shape: type[BaseModel]) -> Any:
     schema = shape.model_json_schema(mode="validation")
     known: Schema = {
         "grader": reference("NewGrader"),
@@ -97,7 +106,19 @@ def _body(shape: type[BaseModel]) -> Schema:
         "event_type": text(enum=list(EVENT_TYPES)),
     }
     schema["properties"] |= {name: known[name] for name in schema["properties"] if name in known}
-    return schema
+    return _inlined(schema, schema.pop("$defs", {}))
+
+
+def _inlined(schema: Any, parts: Schema) -> Any:
+    """Put a body's own parts where it refers to them: `$defs` would be sought at the document's root."""
+    if isinstance(schema, list):
+        return [_inlined(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    if name in parts:
+        return _inlined(parts[name], parts)
+    return {key: _inlined(one, parts) for key, one in schema.items()}
 
 
 def components() -> dict[str, Schema]:

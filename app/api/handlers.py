@@ -68,7 +68,8 @@ def install(app: FastAPI) -> None:
 def answer(error: AppError) -> JSONResponse:
     """Return the response of one error."""
     headers = {}
-    if isinstance(error, StorageFull):
+    # What has a code here only a person can mend; the SDKs would ask twice more.
+    if isinstance(error, StorageFull) or (isinstance(error, Unavailable) and error.code is not None):
         headers["x-should-retry"] = "false"
     if isinstance(error, RateLimited):
         headers |= error.headers

@@ -17,6 +17,7 @@ def create_job(
 ) -> JobObject:
     """Create a job; what its files hold is checked when it starts. Sent again, it makes no second one."""
     settings, body_sha256 = context.settings, acceptances.body_hash(body)
+    jobs.check_sources(settings=settings, body=body)
     earlier = acceptances.accepted_before(session, attempt=attempt, noun="job", body_sha256=body_sha256)
     if earlier is not None:
         job = jobs.get_job(session, project_id=caller.project_id, job_id=earlier)

@@ -14,6 +14,7 @@ _NEEDED: dict[str, tuple[Scope | None, Scope]] = {
     "/uploads": ("files:read", "files:write"),
     "/fine_tuning/jobs": ("jobs:read", "jobs:write"),
     "/fine_tuning/alpha/graders": ("graders:run", "graders:run"),
+    "/graders": ("graders:run", "graders:run"),
     "/fine_tuning/checkpoints": (ADMIN, ADMIN),
     # Every key may see which models there are; deleting one is the owner's.
     "/models": (None, ADMIN),

@@ -19,6 +19,8 @@ PREFIXES = {
     "checkpoint": "ftckpt_",
     "permission": "cp_",
     "rollout": "rollout_",
+    "grader": "grader_",
+    "grader_version": "gradver_",
     "webhook": "we_",
     "webhook_event": "evt_",
     "delivery": "wh_",

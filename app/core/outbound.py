@@ -3,7 +3,7 @@
 `check_url` and `check_name` spare a user a wrong address when an endpoint is saved; `post` judges again
 each time, which is what counts, as a name may answer differently tomorrow. Addresses the operator sets
 don't come here. Which are public stands in addresses.py, how one is reached in pinned.py.
-Called by services/webhooks.py, app/api/webhooks.py and worker/delivery.py.
+Called by services/webhooks.py, app/api/webhooks.py, worker/delivery.py and the endpoint grader.
 
 Source: reliability.md §4; RFC 9110 §10.2.3 (Retry-After).
 """
@@ -74,6 +74,7 @@ class Answer:
     latency: float
     excerpt: str
     retry_after: float | None = None
+    body: bytes = b""
 
 
 def check_url(url: str, *, allow: Sequence[str]) -> None:
@@ -121,12 +122,13 @@ def post(
     *,
     allow: Sequence[str],
     resolver: Resolver | None = None,
+    seconds: float = TOTAL_SECONDS,
 ) -> Answer:
     """Send one POST and return its answer, whatever its status. Redirects are answers, not followed.
 
-    Raises: OutboundError when the address may not be asked or gives no answer within 15 seconds.
+    Raises: OutboundError when the address may not be asked or gives no answer within `seconds`.
     """
-    deadline, listed = Deadline.after(TOTAL_SECONDS), AllowList.parse(allow)
+    deadline, listed = Deadline.after(seconds), AllowList.parse(allow)
     try:
         target = parse(url, listed)
         addresses = _resolve(target, resolver or system_resolver, deadline)
@@ -138,7 +140,7 @@ def post(
     except InvalidRequest as problem:
         raise OutboundError(problem.message, param="url") from problem
     except (TimeoutError, httpcore.TimeoutException) as problem:
-        raise OutboundError(f"No answer within {TOTAL_SECONDS:.0f} seconds.", param="url") from problem
+        raise OutboundError(f"No answer within {seconds:g} seconds.", param="url") from problem
     except (OSError, httpcore.NetworkError, httpcore.ProtocolError) as problem:
         raise OutboundError(f"No answer: {_reason(problem)}.", param="url") from problem
 
@@ -215,7 +217,8 @@ def _exchange(
         latency = time.monotonic() - started
         found = {name.lower(): value for name, value in response.headers}
         wait = retry_after(found.get(b"retry-after", b""), clock.now())
-        return Answer(response.status, latency, _excerpt(response), wait)
+        body = _beginning(response)
+        return Answer(response.status, latency, _excerpt(body), wait, body)
 
 
 @cache
@@ -223,7 +226,7 @@ def _certificates() -> ssl.SSLContext:
     return httpcore.default_ssl_context()
 
 
-def _excerpt(response: httpcore.Response) -> str:
+def _beginning(response: httpcore.Response) -> bytes:
     data = bytearray()
     # The status is the answer already; a body that stalls or breaks takes nothing from it.
     with contextlib.suppress(
@@ -233,7 +236,11 @@ def _excerpt(response: httpcore.Response) -> str:
             data += piece
             if len(data) >= MOST_BYTES:
                 break
-    text = bytes(data[:MOST_BYTES]).decode("utf-8", "replace")
+    return bytes(data[:MOST_BYTES])
+
+
+def _excerpt(body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
     # Control characters have no place in a log, and Postgres refuses NUL in a text.
     return re.sub(r"[\x00-\x20\x7f\ufffd]+", " ", text).strip()[:EXCERPT_CHARACTERS]
 

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     model_aliases: dict[str, str] = Field(default_factory=dict)
     # Further base models: "owner/name" from the Hugging Face hub, or "name=/directory". Comma-separated.
     base_models: str = ""
-    # Hosts and networks a webhook may reach although they are private. Comma-separated.
+    # Hosts and networks a webhook or an endpoint grader may reach although they are private. Comma-separated.
     webhook_allow: str = ""
     # Host names, beside loopback ones and HOST, under which the dashboard may be opened. Comma-separated.
     allowed_hosts: str = ""
@@ -56,6 +56,17 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=5.0, gt=0)
     max_attempts: int = Field(default=5, ge=1)
     threads: int = Field(default=0, ge=0)
+    # What Python graders may import, and what one call of theirs may use.
+    grader_packages: Path = Path(__file__).parents[2] / ".graders"
+    grader_seconds: float = Field(default=120.0, gt=0, le=600)
+    grader_memory_bytes: int = Field(default=2 * 1024**3, ge=64 * 1024**2)
+    # Answers of one job graded at once.
+    grader_concurrency: int = Field(default=8, ge=1)
+    # Shares of failed grades: above the first a job pauses, above the second its step is bad.
+    grader_error_limit: float = Field(default=0.2, ge=0, le=1)
+    grader_bad_share: float = Field(default=0.1, ge=0, le=1)
+    # The last of so many bad steps in a row pauses the job.
+    grader_bad_steps: int = Field(default=3, ge=1)
 
     @cached_property
     def root(self) -> Path:

@@ -160,6 +160,8 @@ class Job(Row):
     # The method as the request set it (grader normalised), and every "auto" as a number once running.
     method: Mapped[dict[str, Any]]
     resolved: Mapped[dict[str, Any] | None]
+    # Which saved graders stood where in the request: {param: {"id", "version", "sha256"}}.
+    saved_graders: Mapped[dict[str, Any] | None]
     # Named `labels` because `metadata` belongs to SQLAlchemy; on the wire it is `metadata`.
     labels: Mapped[dict[str, Any] | None]
     lease_owner: Mapped[str | None] = mapped_column(String(255))
@@ -173,6 +175,8 @@ class Job(Row):
     not_before: Mapped[float] = mapped_column(default=0.0)
     event_seq: Mapped[int] = mapped_column(BigInteger, default=0)
     training_seconds: Mapped[float] = mapped_column(default=0.0)
+    # Tokens paid for by model graders so far: {model: {prompt_tokens, completion_tokens, …}}.
+    grader_tokens: Mapped[dict[str, Any]] = mapped_column(default=dict)
     estimated_finish: Mapped[float | None]
     fine_tuned_model: Mapped[str | None] = mapped_column(String(512))
     result_file: Mapped[str | None] = mapped_column(Id)
@@ -278,6 +282,32 @@ class Rollout(Row):
     __table_args__ = (
         UniqueConstraint("job_id", "step", "split", "item_index", "sample_index", name="rollout_place"),
     )
+
+
+class SavedGrader(Row):
+    """A grader with a name. What it says stands in its versions."""
+
+    __tablename__ = "graders"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(255))
+    latest_version: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+    __table_args__ = (Index("grader_list", "project_id", "created_at", "id"),)
+
+
+class GraderVersion(Row):
+    """What a saved grader said at one time; never changed. `sha256` is that of its compact normal form."""
+
+    __tablename__ = "grader_versions"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    grader_id: Mapped[str] = mapped_column(ForeignKey("graders.id", ondelete="CASCADE"))
+    version: Mapped[int] = mapped_column(Integer)
+    sha256: Mapped[str] = mapped_column(String(64))
+    content: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+    __table_args__ = (UniqueConstraint("grader_id", "version", name="grader_version_order"),)
 
 
 class Model(Row):

@@ -110,6 +110,7 @@ def create_job(visitor: SignedIn, form: Form, context: Parts) -> Response:
     try:
         values |= _store_uploads(context, visitor, form)
         body = build_body(values)
+        jobs.check_sources(settings=context.settings, body=body)
         with context.db.transaction() as session:
             job = jobs.create_job(
                 session, settings=context.settings, project_id=visitor.project_id, body=body

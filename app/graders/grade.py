@@ -8,25 +8,20 @@ The worker's scoring and `/graders/run` call it.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from app.graders import template
+from app.graders.case import Case
 from app.graders.checks import check
 from app.graders.formula import FormulaError, compile_formula
 from app.graders.json_text import NotJson, read_json
-from app.graders.result import Grade, GradeErrors
+from app.graders.kinds import Endpoint, Grader, LabelModel, Leaf, Multi, Python, ScoreModel, StringCheck
+from app.graders.means import NO_MEANS, Means
+from app.graders.result import Grade, GradeErrors, added, answers_fault, graders_fault, infrastructure_fault
 from app.graders.similarity import similarity
-from app.graders.spec import Grader, Multi, StringCheck, TextSimilarity, uses_output_json
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """What templates may read: the dataset row's fields and the answer."""
-
-    item: Mapping[str, Any]
-    sample: Mapping[str, Any]
+from app.graders.spec import uses_output_json
 
 
 def grade(
@@ -36,13 +31,19 @@ def grade(
     output_text: str,
     json_expected: bool,
     output_tools: Sequence[Mapping[str, Any]] = (),
+    means: Means = NO_MEANS,
 ) -> Grade:
     """Grade one answer; never raises. `json_expected` says that the job has a `response_format`."""
-    return _timed(partial(_grade, grader, item, output_text, json_expected, list(output_tools)))
+    return _timed(partial(_grade, grader, item, output_text, json_expected, list(output_tools), means))
 
 
 def _grade(
-    grader: Grader, item: Mapping[str, Any], text: str, json_expected: bool, tools: list[Mapping[str, Any]]
+    grader: Grader,
+    item: Mapping[str, Any],
+    text: str,
+    json_expected: bool,
+    tools: list[Mapping[str, Any]],
+    means: Means,
 ) -> Grade:
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if tools:
@@ -56,34 +57,54 @@ def _grade(
         try:
             sample["output_json"] = read_json(text)
         except NotJson as error:
-            return _answers_fault(f"The answer is not the JSON that was asked for: {error}.")
-    case = _Case(item, sample)
-    return _multi(grader, case) if isinstance(grader, Multi) else _leaf(grader, case)
+            return answers_fault(f"The answer is not the JSON that was asked for: {error}.")
+    case = Case(item, sample)
+    return _multi(grader, case, means) if isinstance(grader, Multi) else _leaf(grader, case, means)
 
 
-def _leaf(grader: StringCheck | TextSimilarity, case: _Case) -> Grade:
+def _leaf(grader: Leaf, case: Case, means: Means) -> Grade:
     try:
-        text = template.parse(grader.input).render(case.item, case.sample)
-        reference = template.parse(grader.reference).render(case.item, case.sample)
+        return _graded(grader, case, means)
     except template.UnresolvedVariable as error:
         if error.namespace == "sample":
-            return _answers_fault(f"The answer has no `{error.path}`.")
-        return _graders_fault(
+            return answers_fault(f"The answer has no `{error.path}`.")
+        return graders_fault(
             f"The item has no `{error.path}`, which the grader '{grader.name}' reads.",
             GradeErrors(invalid_variable_error=True),
         )
+
+
+def _graded(grader: Leaf, case: Case, means: Means) -> Grade:
+    if isinstance(grader, ScoreModel | LabelModel):
+        if means.judges is None:
+            return _unequipped(grader, GradeErrors(model_grader_server_error=True))
+        return means.judges.grade(grader, case)
+    if isinstance(grader, Endpoint):
+        if means.endpoints is None:
+            return _unequipped(grader, GradeErrors(other_error=True))
+        return means.endpoints.grade(grader, case)
+    if isinstance(grader, Python):
+        if means.python is None:
+            return _unequipped(grader, GradeErrors(python_grader_server_error=True))
+        return means.python.run(grader.source, sample=case.sample, item=case.item)
+    text, reference = case.render(grader.input), case.render(grader.reference)
     if isinstance(grader, StringCheck):
         return Grade(reward=check(grader.operation, text, reference))
     return Grade(reward=similarity(grader.evaluation_metric, text, reference))
 
 
-def _multi(grader: Multi, case: _Case) -> Grade:
-    parts = {key: _timed(partial(_leaf, part, case)) for key, part in grader.graders.items()}
+def _unequipped(grader: Leaf, errors: GradeErrors) -> Grade:
+    return infrastructure_fault(f"Nothing here can run a grader of type '{grader.type}'.", errors)
+
+
+def _multi(grader: Multi, case: Case, means: Means) -> Grade:
+    parts = {key: _timed(partial(_leaf, part, case, means)) for key, part in grader.graders.items()}
     joined = _join(grader, parts)
     errors = joined.errors
     for part in parts.values():
         errors = errors.joined(part.errors)
-    return replace(joined, part_grades=parts, errors=errors)
+    usage = added(part.usage for part in parts.values())
+    return replace(joined, part_grades=parts, errors=errors, usage=usage, sampled_model=None)
 
 
 def _join(grader: Multi, parts: dict[str, Grade]) -> Grade:
@@ -97,7 +118,7 @@ def _join(grader: Multi, parts: dict[str, Grade]) -> Grade:
     try:
         return Grade(reward=compile_formula(grader.calculate_output).evaluate(rewards))
     except FormulaError as error:
-        return _graders_fault(f"calculate_output: {error}.", GradeErrors(formula_parse_error=True))
+        return graders_fault(f"calculate_output: {error}.", GradeErrors(formula_parse_error=True))
 
 
 def _timed(run: Callable[[], Grade]) -> Grade:
@@ -106,24 +127,7 @@ def _timed(run: Callable[[], Grade]) -> Grade:
     try:
         done = run()
         if done.reward is not None and not math.isfinite(done.reward):
-            done = _graders_fault(
-                "The grader's reward is not a finite number.", GradeErrors(other_error=True)
-            )
+            done = graders_fault("The grader's reward is not a finite number.", GradeErrors(other_error=True))
     except Exception as error:
-        done = _graders_fault(f"{type(error).__name__}: {error}", GradeErrors(other_error=True))
+        done = graders_fault(f"{type(error).__name__}: {error}", GradeErrors(other_error=True))
     return replace(done, seconds=time.perf_counter() - started)
-
-
-def _answers_fault(message: str) -> Grade:
-    return Grade(
-        reward=0.0, fault="answer", errors=GradeErrors(sample_parse_error=True), message=_storable(message)
-    )
-
-
-def _graders_fault(message: str, errors: GradeErrors) -> Grade:
-    return Grade(reward=None, fault="grader", errors=errors, message=_storable(message))
-
-
-def _storable(message: str) -> str:
-    """Return a message any database takes: no lone surrogates, no NUL, of bounded length."""
-    return message[:2000].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")

@@ -15,6 +15,10 @@ _EXPECTED = {
     "dict_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",
+    "list_type": "an array",
+    "bool_type": "a boolean",
+    "int_type": "an integer",
+    "float_type": "a number",
 }
 
 

@@ -85,7 +85,7 @@ class Template:
         """
         roots = {"item": item, "sample": sample}
         return "".join(
-            piece if isinstance(piece, str) else _text(piece.resolve(roots[piece.namespace]))
+            piece if isinstance(piece, str) else text_of(piece.resolve(roots[piece.namespace]))
             for piece in self.pieces
         )
 
@@ -148,5 +148,6 @@ def _path(rest: str, where: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value as it stands in a text: strings as they are, all else as compact JSON."""
     return value if isinstance(value, str) else compact(value)

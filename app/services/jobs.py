@@ -22,16 +22,27 @@ from app.core.refusals import invalid
 from app.core.settings import Settings
 from app.core.status import MOVES, TERMINAL, origins
 from app.core.tables import Job
-from app.services import events, files, models, webhooks
+from app.graders.spec import parse_grader
+from app.services import events, files, graders, models, saved_graders, webhooks
 from app.services.job_request import parse_job_request
+
+_GRADER = "method.reinforcement.grader"
 
 
 def create_job(session: Session, *, settings: Settings, project_id: str, body: Mapping[str, Any]) -> Job:
     """Check a request and insert its job, which a worker will then validate and run.
 
+    `check_sources` comes first, outside the transaction.
     Raises: InvalidRequest naming the parameter. Errors inside the files come later, as a failed job.
     """
+    body, saved = _with_saved_graders(session, project_id, body)
     request = parse_job_request(body)
+    graders.check_means(
+        parse_grader(request.method["reinforcement"]["grader"]),
+        settings=settings,
+        param=_GRADER,
+        sources=False,
+    )
     model, aliased = models.resolve_base(session, settings=settings, name=request.model)
     for key, file_id in request.files.items():
         if file_id is not None:
@@ -44,6 +55,7 @@ def create_job(session: Session, *, settings: Settings, project_id: str, body: M
         suffix=request.suffix,
         seed=request.seed,
         method=request.method,
+        saved_graders=saved or None,
         labels=request.labels,
         created_at=clock.now(),
         **request.files,
@@ -53,12 +65,26 @@ def create_job(session: Session, *, settings: Settings, project_id: str, body: M
     if aliased:
         message = f"The model '{request.model}' is an alias here: this job tunes '{model.id}' in its place."
         events.append(session, job_id=job.id, level="warn", message=message)
+    for param, version in saved.items():
+        message = f"{param} is version {version['version']} of {version['id']} (sha256 {version['sha256']})."
+        events.append(session, job_id=job.id, message=message)
     for warning in request.warnings:
         events.append(session, job_id=job.id, level="warn", message=warning)
     events.append(session, job_id=job.id, message=f"Created fine-tuning job: {job.id}")
     queue.nudge(session, queue.WAKE)
     session.refresh(job)
     return job
+
+
+def check_sources(*, settings: Settings, body: Mapping[str, Any]) -> None:
+    """Refuse Python graders that are no programs. It starts a sandbox, so no transaction may be open yet.
+
+    Raises: InvalidRequest naming the source and the line.
+    """
+    content: Any = body
+    for key in _GRADER.split("."):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    graders.check_sources(content, settings=settings, param=_GRADER)
 
 
 def get_job(session: Session, *, project_id: str, job_id: str) -> Job:
@@ -170,6 +196,23 @@ def _move(session: Session, move: str, job: Job, **values: Any) -> Job:
     raise InvalidRequest(
         f'Cannot {move} job {job.id} because its status is{already} "{job.status}".', code="invalid_job_state"
     )
+
+
+def _with_saved_graders(
+    session: Session, project_id: str, body: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
+    """Return the body with saved graders filled in, and their versions. Anything malformed is left alone."""
+    method = body.get("method")
+    inner = method.get("reinforcement") if isinstance(method, Mapping) else None
+    if not isinstance(method, Mapping) or not isinstance(inner, Mapping):
+        return body, {}
+    found = saved_graders.resolve(session, project_id=project_id, grader=inner.get("grader"), param=_GRADER)
+    if not found.saved:
+        return body, {}
+    return {
+        **body,
+        "method": {**method, "reinforcement": {**inner, "grader": found.grader}},
+    }, found.saved
 
 
 def _check_file(session: Session, project_id: str, key: str, file_id: str) -> None:

@@ -7,7 +7,7 @@ exactly once.
 Source: reliability.md §1.4; fencing tokens as in Kleppmann, *How to do distributed locking* (2016).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.core.db import database_now
 from app.core.status import MOVES, origins
 from app.core.tables import Job, Step
+from app.graders.result import Tokens, added
 from app.services import events, webhooks
 
 _FREE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
@@ -76,6 +77,12 @@ def beat(session: Session, *, lease: Lease, seconds: float) -> str:
         raise LeaseLost(lease.job_id)
     status: str = row[0]
     return status
+
+
+def spend(session: Session, *, lease: Lease, tokens: Mapping[str, Tokens]) -> None:
+    """Add what judges were paid for to the job's account, in the transaction of a move or a beat."""
+    job = session.get_one(Job, lease.job_id, populate_existing=True)
+    job.grader_tokens = added((job.grader_tokens, tokens))
 
 
 def holds(session: Session, *, lease: Lease) -> bool:
@@ -162,10 +169,17 @@ def release(session: Session, *, lease: Lease) -> None:
     _move(session, "release", lease, attempts=0, **_FREE)
 
 
-def park(session: Session, *, lease: Lease, message: str, level: str = "info") -> None:
+def park(
+    session: Session,
+    *,
+    lease: Lease,
+    message: str,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+) -> None:
     """Pause the job after its checkpoint, because it was asked to or because the trainer must."""
     _move(session, "park", lease, estimated_finish=None, **_FREE, **_FENCE)
-    events.append(session, job_id=lease.job_id, message=message, level=level)
+    events.append(session, job_id=lease.job_id, message=message, level=level, data=data)
 
 
 def succeed(session: Session, *, lease: Lease, model_id: str, result_file: str) -> None:

@@ -77,6 +77,7 @@ def upgrade() -> None:
     sa.Column('test_file', sa.String(length=64), nullable=True),
     sa.Column('method', JSON, nullable=False),
     sa.Column('resolved', JSON, nullable=True),
+    sa.Column('saved_graders', JSON, nullable=True),
     sa.Column('labels', JSON, nullable=True),
     sa.Column('lease_owner', sa.String(length=255), nullable=True),
     sa.Column('lease_token', sa.BigInteger(), nullable=False),
@@ -89,6 +90,7 @@ def upgrade() -> None:
     sa.Column('not_before', sa.Double(), nullable=False),
     sa.Column('event_seq', sa.BigInteger(), nullable=False),
     sa.Column('training_seconds', sa.Double(), nullable=False),
+    sa.Column('grader_tokens', JSON, nullable=False),
     sa.Column('estimated_finish', sa.Double(), nullable=True),
     sa.Column('fine_tuned_model', sa.String(length=512), nullable=True),
     sa.Column('result_file', sa.String(length=64), nullable=True),
@@ -108,6 +110,19 @@ def upgrade() -> None:
     with op.batch_alter_table('fine_tuning_jobs', schema=None) as batch_op:
         batch_op.create_index('job_claim', ['status', 'not_before', 'lease_expires_at'], unique=False)
         batch_op.create_index('job_list', ['project_id', 'created_at', 'id'], unique=False)
+
+    op.create_table('graders',
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('project_id', sa.String(length=64), nullable=False),
+    sa.Column('name', sa.String(length=255), nullable=False),
+    sa.Column('latest_version', sa.Integer(), nullable=False),
+    sa.Column('created_at', sa.Double(), nullable=False),
+    sa.Column('updated_at', sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(['project_id'], ['projects.id'], ),
+    sa.PrimaryKeyConstraint('id')
+    )
+    with op.batch_alter_table('graders', schema=None) as batch_op:
+        batch_op.create_index('grader_list', ['project_id', 'created_at', 'id'], unique=False)
 
     op.create_table('logins',
     sa.Column('sha256', sa.String(length=64), nullable=False),
@@ -222,6 +237,17 @@ def upgrade() -> None:
     with op.batch_alter_table('deliveries', schema=None) as batch_op:
         batch_op.create_index('delivery_due', ['status', 'next_attempt_at'], unique=False)
 
+    op.create_table('grader_versions',
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('grader_id', sa.String(length=64), nullable=False),
+    sa.Column('version', sa.Integer(), nullable=False),
+    sa.Column('sha256', sa.String(length=64), nullable=False),
+    sa.Column('content', JSON, nullable=False),
+    sa.Column('created_at', sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(['grader_id'], ['graders.id'], ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id'),
+    sa.UniqueConstraint('grader_id', 'version', name='grader_version_order')
+    )
     op.create_table('job_events',
     sa.Column('number', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
     sa.Column('id', sa.String(length=64), nullable=False),
@@ -348,6 +374,7 @@ def downgrade() -> None:
 
     op.drop_table('models')
     op.drop_table('job_events')
+    op.drop_table('grader_versions')
     with op.batch_alter_table('deliveries', schema=None) as batch_op:
         batch_op.drop_index('delivery_due')
 
@@ -368,6 +395,10 @@ def downgrade() -> None:
 
     op.drop_table('uploads')
     op.drop_table('logins')
+    with op.batch_alter_table('graders', schema=None) as batch_op:
+        batch_op.drop_index('grader_list')
+
+    op.drop_table('graders')
     with op.batch_alter_table('fine_tuning_jobs', schema=None) as batch_op:
         batch_op.drop_index('job_list')
         batch_op.drop_index('job_claim')

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from app.core.context import Context
+from app.core.settings import Settings
 from app.core.tables import Job
 from app.services import jobs, models, projects
 from tests.factories import jsonl, make_file, question
@@ -28,6 +29,12 @@ def rows(count: int, **fields: object) -> bytes:
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """One thread a trainer: with more, they would wait for each other at every tiny product."""
+    return settings.model_copy(update={"threads": 1})
+
+
+@pytest.fixture
 def create(context: Context) -> MakeJob:
     """Create a job through the service: `create(train=…, valid=…, test=…, **body)`."""
     build_tiny_model(context.settings.models / "tiny")
@@ -43,6 +50,7 @@ def create(context: Context) -> MakeJob:
         grader: dict[str, Any] = GRADER,
         response_format: dict[str, Any] | None = None,
         hyperparameters: dict[str, Any] | None = None,
+        grader_error_policy: str = "exclude",
         **body: Any,
     ) -> Job:
         numbers = {"batch_size": 4, "samples_per_prompt": 4, "max_completion_tokens": 8, "n_epochs": 1}
@@ -60,6 +68,7 @@ def create(context: Context) -> MakeJob:
                 if data is not None
             }
             inner = {"grader": grader, "hyperparameters": numbers, "response_format": response_format}
+            inner["grader_error_policy"] = grader_error_policy
             method = {"type": "reinforcement", "reinforcement": inner}
             request = {"model": "tiny", "seed": 11, "method": method} | ids | body
             return jobs.create_job(session, settings=context.settings, project_id=project.id, body=request)

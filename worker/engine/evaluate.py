@@ -11,7 +11,7 @@ from worker.engine.advantages import graded
 from worker.engine.grammar import Grammar
 from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
-from worker.engine.types import EvaluationReport, Prompt, Rollout, Score, ScoredRollout
+from worker.engine.types import EvaluationReport, OnAnswer, Prompt, Rollout, Score, ScoredRollout
 
 
 def evaluate(
@@ -28,18 +28,19 @@ def evaluate(
     grammar: Grammar | None = None,
     adapter: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> EvaluationReport:
     """Answer every prompt `samples` times and grade the answers.
 
     Temperature 0 is greedy; without `adapter` it is the base model that answers. `on_progress` hears
-    (answers done, answers in all) after each wave.
+    (answers done, answers in all) after each wave, `on_answer` of each answer the moment it ends.
     Raises: NonFinite when the model's logits are not finite.
     """
     started = perf_counter()
     sampling = Sampling(split, step, samples, max_completion_tokens, temperature, seed)
     rollouts: list[Rollout] = []
     with policy.merged() if adapter else policy.base():
-        for wave in sample(policy, prompts, sampling, grammar):
+        for wave in sample(policy, prompts, sampling, grammar, on_answer):
             rollouts += wave
             if on_progress is not None:
                 on_progress(len(rollouts), len(prompts) * samples)

@@ -21,7 +21,15 @@ from worker.engine.optimizer import Optimizer
 from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
 from worker.engine.seeds import shuffled
-from worker.engine.types import EvaluationReport, Prompt, Rollout, Score, ScoredRollout, StepReport
+from worker.engine.types import (
+    EvaluationReport,
+    OnAnswer,
+    Prompt,
+    Rollout,
+    Score,
+    ScoredRollout,
+    StepReport,
+)
 from worker.engine.update import compute_gradient
 
 
@@ -39,8 +47,11 @@ class Reinforcement:
         grammar: Grammar | None = None,
         resume: Path | None = None,
         base_line: bool = True,
+        on_answer: OnAnswer | None = None,
     ) -> None:
         """Start afresh, or with `resume` after the step of a checkpoint; `base_line` False leaves out step 0.
+
+        `on_answer` may begin to grade what `score` will be asked for; the rewards are `score`'s alone.
 
         Raises: ValueError for prompts that cannot be answered; CheckpointRefused when the checkpoint is not
         whole, is another run's, or gives other numbers than when it was saved.
@@ -57,6 +68,7 @@ class Reinforcement:
         self.train_prompts = tuple(train_prompts)
         self._valid_prompts = tuple(valid_prompts)
         self._score = score
+        self._on_answer = on_answer
         self._grammar = grammar
         self._fresh = resume is None and base_line
         if resume is not None:
@@ -65,7 +77,9 @@ class Reinforcement:
     def steps(self) -> Iterator[StepReport]:
         """Train step by step; a fresh run with validation prompts begins with step 0, the base model's.
 
-        Raises: NumericalInstability, OutOfMemory; whatever the scoring function raises.
+        Raises: NumericalInstability, OutOfMemory; whatever the scoring function raises, which is how it
+        refuses a step: training answers are graded before the update, so the weights are those of the step
+        before; a step whose validation is refused is never reported.
         """
         if self._fresh and self._valid_prompts:
             self._fresh = False
@@ -118,7 +132,7 @@ class Reinforcement:
             seed=config.seed,
         )
         with self.policy.merged():
-            waves = sample(self.policy, prompts, sampling, self._grammar)
+            waves = sample(self.policy, prompts, sampling, self._grammar, self._on_answer)
             return [rollout for wave in waves for rollout in wave]
 
     def _update(
@@ -204,6 +218,7 @@ class Reinforcement:
             seed=self.config.seed,
             grammar=self._grammar,
             adapter=step > 0,
+            on_answer=self._on_answer,
         )
 
 

@@ -4,7 +4,7 @@ What the model computes with (base, adapter, merged) is the caller's choice, mad
 training step, by `evaluate.py`, and later by serving.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,7 @@ from worker.engine.grammar import Bits, Cursor, Grammar, disallowed
 from worker.engine.packing import Tree, common_prefix, pack
 from worker.engine.policy import Policy
 from worker.engine.seeds import uniform
-from worker.engine.types import Prompt, Rollout
+from worker.engine.types import OnAnswer, Prompt, Rollout
 
 _MOST_ROWS = 256
 
@@ -67,14 +67,20 @@ class _Row:
 
 
 def sample(
-    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, grammar: Grammar | None = None
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    grammar: Grammar | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> Iterator[list[Rollout]]:
     """Yield the answers wave by wave, `samples` for each prompt, in the order of the prompts.
+
+    `on_answer` hears of each as soon as it ends, which is before its wave does.
 
     Raises: NonFinite when the model's logits are not finite.
     """
     for wave in waves([len(prompt.token_ids) for prompt in prompts], sampling, policy.wave_tokens):
-        yield _sample_wave(policy, prompts[wave], sampling, grammar)
+        yield _sample_wave(policy, prompts[wave], sampling, grammar, on_answer)
 
 
 def waves(lengths: Sequence[int], sampling: Sampling, budget: int) -> list[slice]:
@@ -98,8 +104,19 @@ def waves(lengths: Sequence[int], sampling: Sampling, budget: int) -> list[slice
 
 @torch.no_grad()
 def _sample_wave(
-    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, grammar: Grammar | None
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    grammar: Grammar | None,
+    on_answer: OnAnswer | None,
 ) -> list[Rollout]:
+    answers: dict[tuple[int, int], Rollout] = {}
+
+    def end(row: _Row) -> None:
+        rollout = answers[row.prompt, row.sample] = _rollout(policy, prompts[row.prompt], row, sampling)
+        if on_answer is not None:
+            on_answer(rollout)
+
     rows = [
         _Row(prompt, number, grammar.cursor() if grammar else None)
         for prompt in range(len(prompts))
@@ -107,13 +124,21 @@ def _sample_wave(
     ]
     for row in rows:
         row.take_forced(policy.stop_ids, sampling.max_tokens)
+        if row.finish is not None:
+            end(row)
     active = [row for row in rows if row.finish is None]
     if active:
-        _decode(policy, prompts, active, sampling)
-    return [_rollout(policy, prompts[row.prompt], row, sampling) for row in rows]
+        _decode(policy, prompts, active, sampling, end)
+    return [answers[row.prompt, row.sample] for row in rows]
 
 
-def _decode(policy: Policy, prompts: Sequence[Prompt], rows: list[_Row], sampling: Sampling) -> None:
+def _decode(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    rows: list[_Row],
+    sampling: Sampling,
+    end: Callable[[_Row], None],
+) -> None:
     # Forced tokens that open every answer are the same for all, so they are read with the prompt, once.
     opening = tuple(rows[0].tokens)
     texts = [(*prompt.token_ids, *opening) for prompt in prompts]
@@ -129,6 +154,9 @@ def _decode(policy: Policy, prompts: Sequence[Prompt], rows: list[_Row], samplin
     fed = len(opening)
     while True:
         staying = [index for index, row in enumerate(rows) if row.finish is None]
+        for row in rows:
+            if row.finish is not None:
+                end(row)
         if not staying:
             return
         if len(staying) < len(rows):

@@ -49,6 +49,10 @@ Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
 """Grades rollouts, in their order; None is a missing grade, which is not a zero."""
 
 
+OnAnswer = Callable[[Rollout], None]
+"""Hears of each answer the moment it ends, in no order: grading may begin while others are sampled."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
     """The answers of one model to a whole split. `seconds` is wall time and holds `grading_seconds`."""

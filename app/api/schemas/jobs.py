@@ -95,7 +95,9 @@ def _error(job: Job) -> JobError | None:
 def _usage(job: Job) -> JobUsage | None:
     if job.started_at is None:
         return None
-    return JobUsage(training_time_seconds=round(job.training_seconds, 3), model_graders_token_usage={})
+    return JobUsage(
+        training_time_seconds=round(job.training_seconds, 3), model_graders_token_usage=job.grader_tokens
+    )
 
 
 def _method(job: Job) -> dict[str, Any]:
