@@ -142,6 +142,8 @@ $(TORCH_STAMP): | .venv/bin/python
 $(SERVICE_STAMP): $(TORCH_STAMP)
 	@echo "Installing packages (a minute, once)."
 	@$(PIP) -r locks/worker.txt
+	@printf '#!/bin/sh\ncd "$$(dirname "$$0")/../.." && exec .venv/bin/python -m app.cli "$$@"\n' >$(BIN)/tunesmith
+	@chmod +x $(BIN)/tunesmith
 	@rm -f .venv/.service-* && touch $@
 
 $(DEV_STAMP): $(SERVICE_STAMP)

@@ -18,6 +18,7 @@ from pathlib import Path
 from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
 from app.core.tables import Job
+from app.graders.sandbox.level import SandboxUnavailable, choose
 from app.services import acceptances, files, heartbeats, leases, models, uploads
 from app.services.leases import Lease
 from worker import delivery, results, retention
@@ -53,6 +54,7 @@ class Supervisor(threading.Thread):
         self._stopping = threading.Event()
         self._trainers: list[Trainer] = []
         self._delivery = threading.Thread(name="delivery")
+        self._sandbox = "not tried yet"
         self._due = {"beat": 0.0, "sweep": 0.0, "retention": 0.0}
 
     def wake(self) -> None:
@@ -68,6 +70,8 @@ class Supervisor(threading.Thread):
 
     def run(self) -> None:
         """Work until stopped. A database that is away is waited for."""
+        # Beside this thread: attacking it takes a second, and jobs without Python graders need none.
+        threading.Thread(target=self._try_sandbox, name="sandbox", daemon=True).start()
         while not self._stopping.is_set():
             try:
                 self._round()
@@ -181,6 +185,13 @@ class Supervisor(threading.Thread):
         with self._context.db.transaction() as session:
             models.register_base_models(session, found=found)
 
+    def _try_sandbox(self) -> None:
+        try:
+            packages = self._settings.grader_packages.expanduser().resolve()
+            self._sandbox = choose(packages=packages, private=self._settings.root).description
+        except SandboxUnavailable as problem:
+            self._sandbox = f"none: {problem.message}"
+
     def _detail(self) -> dict[str, object]:
         return {
             "cores": os.cpu_count(),
@@ -188,6 +199,7 @@ class Supervisor(threading.Thread):
             "trainers": [trainer.lease.job_id for trainer in self._trainers],
             "slots": self._settings.trainers,
             "database": describe(self._context.db),
+            "sandbox": self._sandbox,
         }
 
     def _sweep(self) -> None:

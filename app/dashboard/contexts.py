@@ -93,6 +93,7 @@ class CreatePage:
     templates_json: str
     templates: tuple[Choice, ...]
     formats: tuple[Choice, ...]
+    sandbox: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from app.dashboard import create_templates, format, render
 from app.dashboard.contexts import Choice, CreatePage, FileField, NumberField
 from app.dashboard.files import take_upload
 from app.dashboard.job_facts import request_body
-from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Visitor, text
+from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Visitor, sandbox_line, text
 from app.graders.json_text import NotJson, read_json
 from app.services import files, jobs, models
 
@@ -221,6 +221,7 @@ def _page(session: Session, visitor: Visitor, values: dict[str, str], errors: di
         templates_json=create_templates.as_json(),
         templates=create_templates.GRADER_CHOICES,
         formats=create_templates.FORMAT_CHOICES,
+        sandbox=sandbox_line(session),
     )
     return render.page("jobs/new.html", page, status=422 if errors else 200)
 

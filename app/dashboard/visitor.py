@@ -71,6 +71,13 @@ def machine_chip(session: Session) -> tuple[str, str, bool]:
     return told, f"Worker on {last.host}, process {last.pid}", False
 
 
+def sandbox_line(session: Session) -> str:
+    """Return what the worker says of its sandbox for Python graders, or nothing before it has spoken."""
+    beats = [row for row in heartbeats.list_heartbeats(session) if row.part.startswith("worker")]
+    last = max(beats, key=lambda row: row.beat_at, default=None)
+    return "" if last is None else str(last.detail.get("sandbox", ""))
+
+
 def refuse_nul(request: Request) -> None:
     """Refuse an address with a NUL character, which no id holds and Postgres can't be asked for."""
     if "\x00" in request.url.path or "%00" in request.url.query:

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from app.core.context import Context
 from app.core.tables import File, Job, Step
-from app.services import jobs, leases
+from app.services import heartbeats, jobs, leases
 from tests.worker.conftest import MakeJob, rows
 from worker import retention
 from worker.supervisor import Supervisor, Trainer
@@ -126,3 +126,15 @@ def test_retention_keeps_what_rows_name(context: Context, create: MakeJob, super
         stray.relative_to(context.storage.root).as_posix()
     ]
     assert before == {p for p in (context.storage.root / "jobs" / job.id).rglob("*") if p.is_file()}
+
+
+def test_the_worker_says_which_sandbox_it_has(context: Context, supervisor: Supervisor) -> None:
+    """Its heartbeat carries the level that withstood the self-test, for status and dashboard."""
+
+    def told() -> str:
+        with context.db.reading() as session:
+            beats = heartbeats.list_heartbeats(session)
+            return "".join(str(row.detail.get("sandbox")) for row in beats if row.part == "worker")
+
+    until(lambda: told().startswith("level "), 60)
+    assert "10 of 10 attacks held" in told()
