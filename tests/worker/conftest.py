@@ -55,6 +55,10 @@ def create(context: Context) -> MakeJob:
     ) -> Job:
         numbers = {"batch_size": 4, "samples_per_prompt": 4, "max_completion_tokens": 8, "n_epochs": 1}
         numbers |= {"lora_rank": 4, "eval_interval": 2, "eval_samples": 1} | (hyperparameters or {})
+        inner = {"grader": grader, "hyperparameters": numbers, "response_format": response_format}
+        inner["grader_error_policy"] = grader_error_policy
+        method = {"type": "reinforcement", "reinforcement": inner}
+        jobs.check_sources(settings=context.settings, body={"method": method})
         with context.db.transaction() as session:
             project = projects.default_project(session)
             given = {
@@ -67,9 +71,6 @@ def create(context: Context) -> MakeJob:
                 for key, data in given.items()
                 if data is not None
             }
-            inner = {"grader": grader, "hyperparameters": numbers, "response_format": response_format}
-            inner["grader_error_policy"] = grader_error_policy
-            method = {"type": "reinforcement", "reinforcement": inner}
             request = {"model": "tiny", "seed": 11, "method": method} | ids | body
             return jobs.create_job(session, settings=context.settings, project_id=project.id, body=request)
 
