@@ -60,6 +60,9 @@ test: system lint graders $(MODELS_STAMP) ## lint, types, import contracts, then
 	@$(BIN)/python -m tests.clients.node_client
 	@$(BIN)/python -m pytest
 
+.PHONY: bench
+bench: bench-api bench-fuzz bench-graders ## run every benchmark; a claim that fails ends it
+
 .PHONY: bench-api
 bench-api: $(DEV_STAMP) ## time the API: a page at 100 and 100,000 jobs, requests a second beside a bare route
 	@$(BIN)/python -m tests.bench.api

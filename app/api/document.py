@@ -72,7 +72,8 @@ def _complete(operation: dict[str, Any], path: str, body: dict[str, Any] | None)
     operation["responses"] = {"200": good} | {
         status: {"description": text, "content": json_content("Error")}
         for status, text in _ERRORS.items()
-        if (status != "404" or "{" in path) and (status not in ("413", "507") or body is not None)
+        if (status != "404" or "{" in path or name in shapes.REFERRING)
+        and (status not in ("413", "507") or body is not None)
     }
     for answer in operation["responses"].values():
         answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS}

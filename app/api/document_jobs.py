@@ -27,6 +27,11 @@ _FORMAT = {
     "properties": {"type": text(enum=["json_schema", "json_object", "text"]), "json_schema": _ANY_OBJECT},
     "required": ["type"],
 }
+_SAVED = closed(
+    {"type": text(const="saved"), "id": text(), "version": nullable({"type": "integer"})},
+    optional=("version",),
+    description="Extension: a saved grader's content stands in its place; without a version, the latest.",
+)
 
 
 def components() -> dict[str, Schema]:
@@ -91,15 +96,21 @@ def _graders() -> dict[str, Schema]:
     loose = {f"New{name}": _renamed(schema, tuple(named)) for name, schema in named.items()}
     for schema in loose.values():
         schema["required"] = [name for name in schema.get("required", []) if name != "name"]
+    loose["NewSavedGrader"] = _SAVED
+    allowed = _renamed(full, tuple(named))
+    for union in (allowed, loose["NewMulti"]["properties"]["graders"]["additionalProperties"]):
+        union["oneOf"].append(reference("NewSavedGrader"))
+        union["discriminator"]["mapping"]["saved"] = "#/components/schemas/NewSavedGrader"
     about = (
-        "`name` may be left out. Also taken: `neq` for `ne`, a `pass_threshold`, which training ignores, and "
-        "`multi.graders` as a list of named graders."
+        "`name` may be left out. Also taken: `neq` for `ne`, a `pass_threshold`, which training ignores, "
+        "`multi.graders` as a list of named graders, `max_completion_tokens` for `max_completions_tokens`, "
+        "and a judge's message whose content is one part or a list of strings."
     )
     return {
         **named,
         **loose,
         "Grader": full,
-        "NewGrader": {**_renamed(full, tuple(named)), "description": about},
+        "NewGrader": {**allowed, "description": about},
     }
 
 

@@ -42,6 +42,9 @@ ANSWERS: dict[str, Schema] = {
     "try_grader": json_content("Trial"),
 }
 
+# Routes without an id in their path that answer 404 for one in their body.
+REFERRING = frozenset({"try_grader"})
+
 _ONCE = {
     "name": "Idempotency-Key",
     "in": "header",

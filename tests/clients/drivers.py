@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from typing import Any
 
@@ -44,11 +45,16 @@ def python_async(scenario: Scenario, *, base_url: str, api_key: str) -> Iterator
                 except openai.OpenAIError as error:
                     yield Outcome(error=_fields(error))
 
-    with asyncio.Runner() as runner:
+    # In a thread of its own: the browser tests leave an event loop running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        runner = thread.submit(asyncio.Runner).result()
         running = outcomes()
-        for _ in scenario.steps:
-            yield runner.run(anext(running))
-        runner.run(running.aclose())
+        try:
+            for _ in scenario.steps:
+                yield thread.submit(lambda: runner.run(anext(running))).result()
+        finally:
+            thread.submit(lambda: runner.run(running.aclose())).result()
+            thread.submit(runner.close).result()
 
 
 def node(scenario: Scenario, *, base_url: str, api_key: str) -> Iterator[Outcome]:

@@ -1,4 +1,5 @@
-"""The running service that clients are tried on: with a worker, a webhook receiver and keys that may do less.
+"""The running service that clients are tried on: with a worker, a webhook receiver, a judge, a
+grader's endpoint and keys that may do less.
 
 Used by the scenario, the compatibility page's test and `make compat`.
 """
@@ -13,6 +14,7 @@ from app.core import clock, ids
 from app.core.context import Context
 from app.core.tables import Project
 from app.services import api_keys
+from tests.judge import judging, scores
 from tests.receiver import Receiver, listening
 from tests.service import Service, running_service
 
@@ -36,8 +38,13 @@ def standing(folder: Path) -> Iterator[Stage]:
     """Run the service until the block ends."""
     with (
         listening() as receiver,
+        listening() as endpoint,
+        judging() as judge,
         running_service(folder, webhook_allow="127.0.0.1", poll_seconds="1") as service,
     ):
+        endpoint.answer = b'{"score": 0.25}'
+        judge.answer_to = lambda asked: scores("good" if _wants_label(asked) else 0.75)
+        judge.write_providers(service.data)
         context = Context.build(service.settings)
         with context.db.transaction() as session:
             project = api_keys.authenticate(session, secret=service.key()).project_id
@@ -51,8 +58,14 @@ def standing(folder: Path) -> Iterator[Stage]:
         given = {
             "model": "tiny",
             "receiver": receiver.url,
+            "endpoint": endpoint.url,
             "project": project,
             "reading_key": reading_key,
             "other_key": other_key,
         }
         yield Stage(service, receiver, given)
+
+
+def _wants_label(asked: dict[str, Any]) -> bool:
+    schema = asked["response_format"]["json_schema"]["schema"]
+    return "enum" in schema["properties"]["result"]

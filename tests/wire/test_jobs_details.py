@@ -1,7 +1,7 @@
 """Details of jobs, files and lists that servers like this one most often get wrong, one test each.
 
-A test's number is the detail's in the design's list. Details 1 (evals), 3 (preference data) and 20
-(streams) belong to what is not served yet; those of jobs that ran are in `test_run_details.py`.
+A test's number is the detail's in the design's list. Those of jobs that ran are in `test_run_details.py`,
+those of what is not served yet (evals, preference data, streams) in `test_unserved_details.py`.
 
 Source: OpenAI's API specification, and answers of its service that were recorded by others.
 """

@@ -16,6 +16,7 @@ import pytest
 from app.core.settings import Settings
 from app.services import jobs, models
 from tests.app.api.server import GRADER, METHOD, MODEL, Server
+from tests.judge import JudgeServer, judging
 from tests.receiver import Receiver, listening
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
@@ -40,6 +41,14 @@ def receiver() -> Iterator[Receiver]:
     """Somebody who wants webhooks."""
     with listening() as receiver:
         yield receiver
+
+
+@pytest.fixture
+def judge(server: Server) -> Iterator[JudgeServer]:
+    """A judge that the server's data folder names."""
+    with judging() as judge:
+        judge.write_providers(server.context.settings.root)
+        yield judge
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,34 @@ def test_detail_15_graders_are_read_leniently(server: Server, written: Any, plai
     assert answer.json() == {"grader": plain}
 
 
+WORDS = "{{sample.output_text}}"
+PART = {"type": "input_text", "text": WORDS}
+
+
+@pytest.mark.parametrize(
+    ("content", "plain"),
+    [(WORDS, WORDS), (PART, [PART]), ([PART], [PART]), ([WORDS], [PART])],
+    ids=["string", "item", "array", "array of strings"],
+)
+@pytest.mark.parametrize("limit", ["max_completions_tokens", "max_completion_tokens"])
+def test_detail_15_judges_are_read_leniently(
+    server: Server, judge: JudgeServer, content: Any, plain: Any, limit: str
+) -> None:
+    grader = {"type": "score_model", "name": "j", "model": "gpt-judge"}
+    written = {
+        **grader,
+        "input": [{"role": "user", "content": content}],
+        "sampling_params": {limit: 64},
+        "pass_threshold": 0.5,
+    }
+    answer = server.raw("POST", "/v1/fine_tuning/alpha/graders/validate", json={"grader": written})
+    assert answer.json()["grader"] == {
+        **grader,
+        "input": [{"role": "user", "content": plain}],
+        "sampling_params": {"max_completions_tokens": 64},
+    }
+
+
 @pytest.mark.parametrize(
     "written",
     [
@@ -136,6 +173,16 @@ def test_detail_16_failures_of_grading_are_answers(client: openai.OpenAI, server
     run = client.fine_tuning.alpha.graders.run(grader=multi, model_sample="4", item={"answer": "4"})
     assert (run.reward, run.sub_rewards) == (1.0, {"a": 1.0, "b": 0.0})
     assert run.metadata.type == "multi"
+
+
+def test_detail_16_token_usage_is_an_object(server: Server, judge: JudgeServer) -> None:
+    grader = {"type": "score_model", "model": "gpt-judge", "input": [{"role": "user", "content": WORDS}]}
+    body = {"grader": grader, "model_sample": "4", "item": {}}
+    result = server.raw("POST", "/v1/fine_tuning/alpha/graders/run", json=body).json()
+    usage = {"prompt_tokens": 190, "total_tokens": 324, "completion_tokens": 134, "cached_tokens": 64}
+    assert result["metadata"]["token_usage"] == usage
+    assert result["model_grader_token_usage_per_model"] == {result["metadata"]["sampled_model_name"]: usage}
+    assert set(result["metadata"]["errors"]) == ERROR_KEYS
 
 
 def test_detail_17_webhooks_are_signed_as_the_standard_says(
