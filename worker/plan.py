@@ -4,6 +4,7 @@ Pure reading: it writes nothing. Made anew by each trainer from the same row and
 same plan every time. Called by the runner.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.graders.means import Means
 from app.graders.spec import Grader, parse_grader
 from app.services import datasets, files
 from app.services.dataset_rows import Row
+from app.services.models import base_of
 from worker import models
 from worker.engine.config import TrainingConfig
 from worker.engine.grammar import Grammar
@@ -66,12 +68,16 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything the runner hands to the engine. `prompts` and `grammar` are there once encoded."""
+    """Everything the runner hands to the engine. `prompts` and `grammar` are there once encoded.
+
+    `start` is the adapter of the tuned model the job goes on from; a checkpoint of its own holds it already.
+    """
 
     grader: Grader
     resolved: dict[str, Any]
     config: TrainingConfig
     model_dir: Path
+    start: Path | None
     response_schema: dict[str, Any] | None
     errors_are_zero: bool
     rows: Mapping[str, list[Row]]
@@ -88,17 +94,19 @@ class Plan:
         """
         method = job.method["reinforcement"]
         rows, notes = _rows(context, job)
+        base = base_of(job.model)
         with context.db.reading() as session:
-            model = session.get(Model, job.model)
+            model = session.get(Model, base)
             details: dict[str, Any] = model.details if model is not None else {}
+        start = _start(context, job)
         schema = schema_of(method["response_format"])
         parameters = int(details.get("parameters") or 1)
         resolved = job.resolved or resolve(
-            method["hyperparameters"],
+            _with_rank_of(start, method["hyperparameters"]),
             Facts(len(rows["train"]), len(rows["valid"]), parameters, schema is not None),
         )
         try:
-            model_dir = models.locate(context.settings, job.model)
+            model_dir = models.locate(context.settings, base)
         except NotFound as problem:
             raise PlanError("model_not_available", problem.message, "model") from problem
         return cls(
@@ -106,6 +114,7 @@ class Plan:
             resolved=resolved,
             config=_config(job, resolved, parameters, context.settings.threads or None),
             model_dir=model_dir,
+            start=start,
             response_schema=schema,
             errors_are_zero=method.get("grader_error_policy") == "zero",
             rows=rows,
@@ -152,6 +161,29 @@ class Plan:
             concurrency=settings.grader_concurrency,
             limits=Limits(settings.grader_error_limit, settings.grader_bad_share, settings.grader_bad_steps),
         )
+
+
+def _start(context: Context, job: Job) -> Path | None:
+    if job.model == base_of(job.model) or job.checkpoint_uri is not None:
+        return None
+    with context.db.reading() as session:
+        model = session.get(Model, job.model)
+    if model is None or model.uri is None:
+        message = f"The model {job.model} was deleted before the job could start from it."
+        raise PlanError("model_not_available", message, "model")
+    return context.storage.path(model.uri)
+
+
+def _with_rank_of(start: Path | None, requested: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the hyperparameters with the rank of the adapter that is tuned further, as it can't change."""
+    if start is None:
+        return requested
+    rank = json.loads((start / "adapter_config.json").read_text())["r"]
+    if requested.get("lora_rank", "auto") not in ("auto", rank):
+        where = "method.reinforcement.hyperparameters.lora_rank"
+        message = f"The model's adapter has rank {rank}, which tuning further keeps: leave lora_rank out."
+        raise PlanError("invalid_hyperparameter", message, where)
+    return {**requested, "lora_rank": rank}
 
 
 def _rows(context: Context, job: Job) -> tuple[dict[str, list[Row]], tuple[str, ...]]:

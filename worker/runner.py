@@ -91,6 +91,8 @@ class Run:
         with equipped(settings, plan.grader) as equipment:
             self._note(equipment.notes)
             policy = Policy.load(plan.model_dir, config=plan.config)
+            if plan.start is not None:
+                policy.load_adapter(plan.start)
             plan = plan.encoded(policy)
             with plan.scorer(settings, equipment.means) as scorer:
                 scorer.bad_steps = self._bad_steps()
@@ -187,7 +189,7 @@ class Run:
             temperature=0.0,
             seed=plan.config.seed,
             grammar=plan.grammar,
-            adapter=step > 0,
+            adapter=step > 0 or policy.is_tuned,
             on_progress=self._go_on,
             on_answer=scorer.begin,
         )
@@ -207,7 +209,7 @@ class Run:
         with files.kept_if_named(self.context.storage, stored), self.context.db.transaction() as session:
             file = results.name_file(session, stored=stored)
             name = models.tuned_name(
-                base=job.model, organization=self.context.settings.organization, suffix=job.suffix
+                start=job.model, organization=self.context.settings.organization, suffix=job.suffix
             )
             details = {"step": plan.config.total_steps}
             models.add_tuned(session, job=job, model_id=name, kind="tuned", uri=uri, details=details)
@@ -270,7 +272,7 @@ class Run:
     ) -> Sequence[str]:
         job = session.get_one(Job, self.lease.job_id)
         name = models.tuned_name(
-            base=job.model,
+            start=job.model,
             organization=self.context.settings.organization,
             suffix=job.suffix,
             step=step,

@@ -43,7 +43,9 @@ def create_job(session: Session, *, settings: Settings, project_id: str, body: M
         param=_GRADER,
         sources=False,
     )
-    model, aliased = models.resolve_base(session, settings=settings, name=request.model)
+    model, aliased = models.resolve_start(
+        session, settings=settings, project_id=project_id, name=request.model
+    )
     for key, file_id in request.files.items():
         if file_id is not None:
             _check_file(session, project_id, key, file_id)

@@ -78,25 +78,28 @@ def delete_model(session: Session, *, storage: Storage, project_id: str, model_i
         files.remove_after_commit(session, storage, [model.uri])
 
 
-def resolve_base(session: Session, *, settings: Settings, name: str) -> tuple[Model, bool]:
-    """Return the base model a job asks for, and whether an alias named it.
+def resolve_start(session: Session, *, settings: Settings, project_id: str, name: str) -> tuple[Model, bool]:
+    """Return the model a job starts from, base or tuned, and whether an alias named it.
 
-    Raises: InvalidRequest `model_not_available`, listing the models there are.
+    Raises: InvalidRequest `model_not_available`, listing the base models there are.
     """
     wanted = settings.model_aliases.get(name, name)
-    model = session.get(Model, wanted)
-    if model is not None and model.kind == "base":
+    query = select(Model).where(Model.id == wanted, _may_be_named_by(project_id))
+    model = session.scalars(query).one_or_none()
+    if model is not None:
         return model, wanted != name
     there = ", ".join(row.id for row in list_base_models(session)) or "none yet (is the worker running?)"
-    if model is not None or wanted.startswith("ft:"):
-        message = f"Model {name} can't be tuned further here: name a base model."
-    else:
-        message = f"Model {name} is not available for fine-tuning or does not exist."
     raise InvalidRequest(
-        f"{message} Available: {there}. TUNESMITH_MODEL_ALIASES maps a hosted name to one of these.",
+        f"Model {name} is not available for fine-tuning or does not exist. Available: {there}, and this "
+        "project's tuned models. TUNESMITH_MODEL_ALIASES maps a hosted name to one of these.",
         param="model",
         code="model_not_available",
     )
+
+
+def base_of(model_id: str) -> str:
+    """Return the base model a name stands on: itself, or the second part of `ft:{base}:…`."""
+    return model_id.split(":")[1] if model_id.startswith("ft:") else model_id
 
 
 def register_base_models(session: Session, *, found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -124,13 +127,13 @@ def register_base_models(session: Session, *, found: Mapping[str, Mapping[str, A
     )
 
 
-def tuned_name(*, base: str, organization: str, suffix: str | None, step: int | None = None) -> str:
-    """Return a fresh `ft:` name; `step` makes it a checkpoint's.
+def tuned_name(*, start: str, organization: str, suffix: str | None, step: int | None = None) -> str:
+    """Return a fresh `ft:` name for what is tuned from `start`; `step` makes it a checkpoint's.
 
     Source: `ft:{base}:{org}:{suffix}:{id8}[:ckpt-step-N]`, an empty suffix leaving `::`.
     """
     clean = re.sub(r"[^a-z0-9]+", "-", (suffix or "").lower()).strip("-")
-    name = f"ft:{base}:{organization}:{clean}:{random_text(8)}"
+    name = f"ft:{base_of(start)}:{organization}:{clean}:{random_text(8)}"
     return name if step is None else f"{name}:ckpt-step-{step}"
 
 
@@ -142,7 +145,7 @@ def add_tuned(
         id=model_id,
         kind=kind,
         project_id=job.project_id,
-        base_model=job.model,
+        base_model=base_of(job.model),
         job_id=job.id,
         uri=uri,
         details=dict(details),

@@ -291,3 +291,48 @@ def test_constrained_answers_follow_the_schema(context: Context, create: MakeJob
     ended = [row for row in page.rows if row["finish_reason"] == "stop"]
     assert ended
     assert {json.loads(row["completion"])["letter"] for row in ended} <= {"a", "b"}
+
+
+def test_a_tuned_model_is_tuned_further(context: Context, create: MakeJob) -> None:
+    """The second job begins where the first ended: same answers before its first step, then its own model."""
+    first = create(test=rows(5), hyperparameters={"lora_rank": 2})
+    work(context)
+    work(context)
+    tuned = read(context, first).fine_tuned_model
+    second = create(test=rows(5), model=tuned, suffix="Again", hyperparameters={"lora_rank": None})
+    work(context)
+    work(context)
+    done = read(context, second)
+    assert (done.status, done.model) == ("succeeded", tuned)
+    assert done.fine_tuned_model is not None
+    assert done.fine_tuned_model.startswith("ft:tiny:personal:again:")
+    assert done.resolved is not None
+    assert done.resolved["lora_rank"] == 2
+
+    def answers(job: Job, step: int) -> list[str]:
+        with context.db.reading() as session:
+            page = rollouts.list_rollouts(
+                session, storage=context.storage, job_id=job.id, step=step, split="test", limit=9
+            )
+        return [row["completion"] for row in page.rows]
+
+    assert answers(second, 0) == answers(first, 3)
+    assert adapter(context, second) != adapter(context, first)
+
+
+def test_a_tuned_model_keeps_its_rank(context: Context, create: MakeJob) -> None:
+    """Another rank is refused with the cure; a starting model that is gone is named."""
+    first = create()
+    work(context)
+    work(context)
+    tuned = read(context, first).fine_tuned_model
+    wider = create(model=tuned, hyperparameters={"lora_rank": 8})
+    work(context)
+    work(context)
+    assert read(context, wider).error_code == "invalid_hyperparameter"
+    late = create(model=tuned, hyperparameters={"lora_rank": None})
+    work(context)
+    with context.db.transaction() as session:
+        session.delete(session.get_one(Model, tuned))
+    work(context)
+    assert read(context, late).error_code == "model_not_available"

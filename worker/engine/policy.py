@@ -52,6 +52,8 @@ class Policy:
         self.vocabulary: int = self._causal.get_output_embeddings().weight.shape[0]
         shape = self._causal.config.get_text_config()
         self.context_length: int | None = getattr(shape, "max_position_embeddings", None)
+        # Whether the adapter held something before step 1: then the starting model is not the base.
+        self.is_tuned = False
         # From the config, never from the memory free today: waves decide the last bit of a product.
         self.wave_tokens = (config.sampling_cache_mib << 20) // _cache_bytes(shape, self.dtype)
 
@@ -184,6 +186,7 @@ class Policy:
         if shapes != {name: tuple(tensor.shape) for name, tensor in self._adapter_state().items()}:
             raise CheckpointRefused(f"the adapter in {directory.name} has other layers or another rank")
         peft.set_peft_model_state_dict(self._adapted, tensors)
+        self.is_tuned = True
 
     def _adapter_state(self) -> dict[str, Tensor]:
         # "auto" would ask a model hub over the network whether the vocabulary has grown.

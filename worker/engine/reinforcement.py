@@ -217,7 +217,7 @@ class Reinforcement:
             temperature=self.config.eval_temperature,
             seed=self.config.seed,
             grammar=self._grammar,
-            adapter=step > 0,
+            adapter=step > 0 or self.policy.is_tuned,
             on_answer=self._on_answer,
         )
 
