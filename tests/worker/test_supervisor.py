@@ -73,7 +73,9 @@ def test_stopping_hands_the_job_back_uncounted(context: Context, create: MakeJob
 
 def test_a_supervisor_that_never_started_can_be_stopped(context: Context) -> None:
     """The worker may be told to stop before it began."""
-    Supervisor(context).stop()
+    supervisor = Supervisor(context)
+    supervisor.stop()
+    assert not supervisor.is_alive()
 
 
 def test_a_cancelled_job_loses_trainer_and_gains_its_csv(
