@@ -193,7 +193,7 @@ def _train(session: Session, context: Context, job: Job, steps: int, draw: rando
 def _finish(session: Session, context: Context, job: Job, draw: random.Random) -> None:
     sample(session, context, job, 0, "test", range(120), 1, 0.24, draw)
     sample(session, context, job, 20, "test", range(120), 1, 0.92, draw)
-    name = models.tuned_name(base=job.model, organization="personal", suffix=job.suffix)
+    name = models.tuned_name(start=job.model, organization="personal", suffix=job.suffix)
     models.add_tuned(session, job=job, model_id=name, kind="tuned", uri=f"jobs/{job.id}/final", details={})
     events.append(session, job_id=job.id, message=f"New fine-tuned model created: {name}")
     events.append(session, job_id=job.id, message="The job has successfully completed")

@@ -63,7 +63,7 @@ def add_step(session: Session, job: Job, step: int, draw: random.Random) -> None
     job.step = step
     if valid is None or step == 0:
         return
-    name = models.tuned_name(base=job.model, organization="personal", suffix=job.suffix, step=step)
+    name = models.tuned_name(start=job.model, organization="personal", suffix=job.suffix, step=step)
     checkpoints.keep(
         session,
         job=job,
