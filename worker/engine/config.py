@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from worker.engine.advantages import ESTIMATORS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
@@ -17,6 +19,8 @@ class TrainingConfig:
 
     Units: `micro_batch_tokens` are packed tokens of one forward and backward; `sampling_cache_mib` is the
     memory for keys and values of one sampling wave; `learning_rate` is AdamW's, constant.
+
+    `advantage` is one of `advantages.ESTIMATORS`; `importance_cap` is set where another program samples.
     """
 
     seed: int
@@ -32,8 +36,10 @@ class TrainingConfig:
     eval_interval: int = 1
     eval_samples: int = 1
     eval_temperature: float = 1.0
+    advantage: str = "group_mean"
     clip_low: float = 0.2
     clip_high: float = 0.28
+    importance_cap: float | None = None
     max_grad_norm: float = 1.0
     threads: int | None = None
     micro_batch_tokens: int = 2048
@@ -54,6 +60,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads!r}")
+        if self.advantage not in ESTIMATORS:
+            raise ValueError(f"advantage must be one of {', '.join(ESTIMATORS)}, not {self.advantage!r}")
+        if self.importance_cap is not None and (not _finite(self.importance_cap) or self.importance_cap < 1):
+            raise ValueError(f"importance_cap must be a number of at least 1, not {self.importance_cap!r}")
         if self.clip_low >= 1:
             raise ValueError(f"clip_low must be below 1, not {self.clip_low!r}")
 

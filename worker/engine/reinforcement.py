@@ -107,7 +107,8 @@ class Reinforcement:
             rewards = rewards_of(self._score, rollouts)
         groups_of = self.config.samples_per_prompt
         advantages = group_advantages(
-            [rewards[start : start + groups_of] for start in range(0, len(rewards), groups_of)]
+            [rewards[start : start + groups_of] for start in range(0, len(rewards), groups_of)],
+            self.config.advantage,
         )
         measured.groups_without_signal = len(prompts) - len(advantages.teaching)
         with measured.timing("training"):

@@ -112,6 +112,7 @@ def _micro_batch(
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         kl_beta=config.kl_beta,
+        importance_cap=config.importance_cap,
     )
     (result.loss / tokens).backward()  # type: ignore[no-untyped-call]
     total.loss += result.loss.item() / tokens

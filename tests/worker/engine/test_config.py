@@ -37,6 +37,9 @@ def test_an_unknown_setting_is_named() -> None:
         ("clip_low", 1.0),
         ("threads", 0),
         ("seed", -1),
+        ("advantage", "gae"),
+        ("importance_cap", 0.5),
+        ("importance_cap", float("inf")),
     ],
 )
 def test_a_number_that_makes_no_run_is_refused_by_name(name: str, value: object) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worker.engine.losses import k3, token_loss
+from worker.engine.losses import clipped, importance_weights, k3, token_loss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 
@@ -64,3 +64,40 @@ def test_kl_to_the_base_is_hand_worked_and_pulls_back() -> None:
 def test_k3_is_never_negative() -> None:
     gaps = torch.cat([torch.linspace(-3, 3, 101), torch.linspace(-1e-7, 1e-7, 11)])
     assert bool((k3(gaps, torch.zeros_like(gaps)) >= 0).all())
+
+
+def test_clip_higher_leaves_more_room_above_than_below() -> None:
+    ratios = torch.tensor([0.5, 0.8, 1.0, 1.25, 1.28, 2.0])
+    assert clipped(ratios, 0.2, 0.28).tolist() == pytest.approx([0.8, 0.8, 1.0, 1.25, 1.28, 1.28])
+
+
+def test_importance_weights_by_hand_capped_above_and_free_below() -> None:
+    sampler = torch.tensor([-1.0, -1.0, -1.0])
+    trainer = sampler + torch.tensor([math.log(0.25), math.log(1.5), math.log(8.0)])
+    weights = importance_weights(trainer.requires_grad_(), sampler, 2.0)
+    assert weights.tolist() == pytest.approx([0.25, 1.5, 2.0])
+    assert not weights.requires_grad
+
+
+def test_with_a_cap_the_loss_is_weighed_and_the_clip_is_idle_at_the_first_update() -> None:
+    new, old = rows(0.5, 1.5, 3.0)
+    advantages = torch.tensor([1.0, 2.0, -1.0])
+    found = token_loss(new, old, advantages, **CLIP, importance_cap=2.0)
+    # w = 0.5, 1.5, 2 and r = 1: the ratios to the sampler's log-probs clip nothing.
+    assert found.loss.item() == pytest.approx(-(0.5 + 3.0 - 2.0))
+    assert found.clipped.item() == 0
+    found.loss.backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([-0.5, -3.0, 2.0])
+    # The gap is still measured to what the sampler said.
+    assert found.sampler_trainer_kl.item() == pytest.approx(k3(new.detach(), old).sum().item())
+
+
+def test_where_sampler_and_trainer_agree_the_cap_changes_nothing() -> None:
+    (new, old), (other, _) = rows(1.0, 1.0), rows(1.0, 1.0)
+    advantages = torch.tensor([0.7, -0.3])
+    token_loss(new, old, advantages, **CLIP).loss.backward()
+    token_loss(other, old, advantages, **CLIP, importance_cap=2.0).loss.backward()
+    assert new.grad is not None
+    assert other.grad is not None
+    assert torch.equal(new.grad, other.grad)
