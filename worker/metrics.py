@@ -150,7 +150,7 @@ def _extension(report: StepReport, train: Sequence[Graded], valid: Sequence[Grad
         "graded": figures.graded,
         "groups": figures.groups,
         "groups_without_signal": figures.groups_without_signal,
-        "pct_no_signal": figures.groups_without_signal / figures.groups if figures.groups else 0.0,
+        "pct_no_signal": figures.pct_no_signal,
         "grader_error_share": _share(failed(one.grade) for one in train),
         "grader_timeout_share": _share(_timed_out(one.grade) for one in train),
         "grader_errors": kinds(one.grade for one in train),
@@ -161,10 +161,14 @@ def _extension(report: StepReport, train: Sequence[Graded], valid: Sequence[Grad
         "sampler_trainer_kl": figures.sampler_trainer_kl,
         "entropy": figures.entropy,
         "clip_fraction": figures.clip_fraction,
-        "truncated_share": figures.truncated_share,
+        "truncated_fraction": figures.truncated_fraction,
+        "tokens_per_second": figures.tokens_per_second,
         "learning_rate": figures.learning_rate,
         "skipped": figures.skipped,
+        "sampling_seconds": figures.sampling_seconds,
         "grading_seconds": figures.grading_seconds,
+        "training_seconds": figures.training_seconds,
+        "evaluation_seconds": figures.evaluation_seconds,
     }
 
 

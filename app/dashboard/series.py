@@ -179,7 +179,8 @@ def _step_time(trained: Sequence[Mapping[str, Any]]) -> Meter | None:
 
 _LATEST = (
     ("Output length", ("completion_tokens_mean",), "tokens"),
-    ("Cut off by the limit", ("tunesmith", "truncated_share"), "share"),
+    ("Tokens per second", ("tunesmith", "tokens_per_second"), "number"),
+    ("Cut off by the limit", ("tunesmith", "truncated_fraction"), "share"),
     ("Grader errors", ("tunesmith", "grader_error_share"), "share"),
     ("Entropy", ("tunesmith", "entropy"), "number"),
     ("KL to the base model", ("tunesmith", "kl"), "number"),

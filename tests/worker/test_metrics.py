@@ -168,3 +168,20 @@ def test_a_grader_that_was_too_slow_is_told_from_one_that_failed() -> None:
 def test_the_share_of_failures_is_over_the_answers_there_are(grades: list[Grade], share: float) -> None:
     """A step that was skipped has none."""
     assert event(CHECK, grades)["tunesmith"]["grader_error_share"] == share
+
+
+def test_a_step_s_own_figures_stand_under_our_key() -> None:
+    """By these names, whatever else comes: dashboards and scripts read them."""
+    assert {
+        "pct_no_signal",
+        "sampler_trainer_kl",
+        "entropy",
+        "clip_fraction",
+        "grad_norm",
+        "tokens_per_second",
+        "truncated_fraction",
+        "sampling_seconds",
+        "grading_seconds",
+        "training_seconds",
+        "evaluation_seconds",
+    } <= event(CHECK, [Grade(1.0)])["tunesmith"].keys()

@@ -72,7 +72,7 @@ class StepMetrics:
 
     `kl` is to the base model (0 when `kl_beta` is 0), `sampler_trainer_kl` is between the log-probs of
     sampling and those of training before the update, `clip_fraction` counts tokens whose gradient the clip
-    removed.
+    removed, `truncated_fraction` answers without an end.
     """
 
     reward_mean: float | None
@@ -85,8 +85,9 @@ class StepMetrics:
     sampler_trainer_kl: float
     clip_fraction: float
     entropy: float
+    completion_tokens: int
     completion_tokens_mean: float
-    truncated_share: float
+    truncated_fraction: float
     learning_rate: float
     skipped: bool
     sampling_seconds: float
@@ -94,6 +95,17 @@ class StepMetrics:
     training_seconds: float
     evaluation_seconds: float
     iteration_seconds: float
+
+    @property
+    def pct_no_signal(self) -> float:
+        """The share of groups that taught nothing, between 0 and 1."""
+        return self.groups_without_signal / self.groups if self.groups else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Answer tokens sampled, graded and trained in a second of the step; validation does not count."""
+        seconds = self.iteration_seconds - self.evaluation_seconds
+        return self.completion_tokens / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
