@@ -71,6 +71,8 @@ def answer(error: AppError) -> JSONResponse:
     # What has a code here only a person can mend; the SDKs would ask twice more.
     if isinstance(error, StorageFull) or (isinstance(error, Unavailable) and error.code is not None):
         headers["x-should-retry"] = "false"
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
     if isinstance(error, RateLimited):
         headers |= error.headers
     if isinstance(error, TooLarge):

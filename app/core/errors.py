@@ -85,7 +85,11 @@ class StorageFull(AppError):
 
 
 class Unavailable(AppError):
-    """A part this request needs is down."""
+    """A part this request needs is down. Units: `retry_after` in seconds."""
 
     status = 503
     type = "server_error"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after

@@ -25,6 +25,12 @@ PREFIXES = {
     "webhook_event": "evt_",
     "delivery": "wh_",
     "request": "req_",
+    "completion": "chatcmpl-",
+    "response": "resp_",
+    "message": "msg_",
+    "reasoning": "rs_",
+    "function_call": "fc_",
+    "call": "call_",
     "login": "login_",
 }
 

@@ -81,11 +81,20 @@ class Settings(BaseSettings):
     @cached_property
     def socket(self) -> Path:
         """The embedded broker's socket; in a short temporary folder where its path would be too long."""
-        path = self.root / "run" / "broker.sock"
+        return self._socket("broker.sock")
+
+    @cached_property
+    def inference_socket(self) -> Path:
+        """Where the inference process listens; moved as the broker's is."""
+        return self._socket("inference.sock")
+
+    def _socket(self, name: str) -> Path:
+        path = self.root / "run" / name
         if len(str(path).encode()) <= _SOCKET_PATH_LIMIT:
             return path
-        name = sha256(str(path).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{name}" / "broker.sock"
+        # One folder for all of them: its name comes from the folder it stands for.
+        digest = sha256(str(path.with_name("broker.sock")).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{digest}" / name
 
     @cached_property
     def broker(self) -> str:

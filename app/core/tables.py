@@ -324,6 +324,8 @@ class Model(Row):
     # Base models: parameters, context, licence, architecture, weights_bytes, source.
     details: Mapped[dict[str, Any]]
     created_at: Mapped[float]
+    # A person stopped it: it answers nobody until it is loaded again.
+    stopped_at: Mapped[float | None]
     __table_args__ = (CheckConstraint("kind IN ('base','tuned','checkpoint')", name="model_kind"),)
 
 
@@ -340,6 +342,35 @@ class Permission(Row):
         Index("permission_list", "model_id", "created_at", "id"),
         Index("permission_project", "project_id", "model_id"),
     )
+
+
+class Completion(Row):
+    """A chat completion that its request asked to store: what was sent, and what was answered."""
+
+    __tablename__ = "completions"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    model: Mapped[str] = mapped_column(String(512))
+    labels: Mapped[dict[str, Any] | None]
+    messages: Mapped[list[Any]] = mapped_column(Json)
+    # The request but its messages, as far as it is shown again.
+    asked: Mapped[dict[str, Any]]
+    answer: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(index=True)
+    __table_args__ = (Index("completion_list", "project_id", "created_at", "id"),)
+
+
+class Response(Row):
+    """A response of the Responses API, with its own input; what came before hangs on `previous_id`."""
+
+    __tablename__ = "responses"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    # Not a foreign key: a response outlives the one before it.
+    previous_id: Mapped[str | None] = mapped_column(Id)
+    input: Mapped[list[Any]] = mapped_column(Json)
+    answer: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(index=True)
 
 
 class WebhookEndpoint(Row):

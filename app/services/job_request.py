@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.core import fields
 from app.core.methods import parse_hyperparameters
 from app.core.refusals import invalid, missing, refuse_unknown, unsupported, wrong_type, wrong_value
 from app.core.response_format import parse_response_format
@@ -53,7 +54,7 @@ def parse_job_request(body: Mapping[str, Any]) -> JobRequest:
         files=files,
         suffix=_suffix(body.get("suffix")),
         seed=_seed(body.get("seed")),
-        labels=_metadata(body.get("metadata")),
+        labels=_labels(body.get("metadata")),
         method=method,
         warnings=warnings,
     )
@@ -146,17 +147,5 @@ def _seed(value: object) -> int:
     return value
 
 
-def _metadata(value: object) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise wrong_type("an object", value, "metadata")
-    if len(value) > 16:
-        raise invalid("at most 16 pairs are kept", "metadata")
-    for key, text in value.items():
-        where = f"metadata.{key[:100]}"
-        if not isinstance(text, str):
-            raise wrong_type("a string", text, where)
-        if len(key) > 64 or len(text) > 512:
-            raise invalid("a key holds at most 64 and a value at most 512 characters", where)
-    return dict(value) or None
+def _labels(value: object) -> dict[str, Any] | None:
+    return None if value is None else fields.metadata(value, "metadata")

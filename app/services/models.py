@@ -78,6 +78,22 @@ def delete_model(session: Session, *, storage: Storage, project_id: str, model_i
         files.remove_after_commit(session, storage, [model.uri])
 
 
+def stop_model(session: Session, *, project_id: str, model_id: str) -> Model:
+    """Let a model answer nobody until it is loaded again. Raises: NotFound, Forbidden for a shared one."""
+    model = _governed_model(session, project_id=project_id, model_id=model_id)
+    model.stopped_at = clock.now()
+    session.flush()
+    return model
+
+
+def load_model(session: Session, *, project_id: str, model_id: str) -> Model:
+    """Let a stopped model answer again. Raises: NotFound, Forbidden for a shared one."""
+    model = _governed_model(session, project_id=project_id, model_id=model_id)
+    model.stopped_at = None
+    session.flush()
+    return model
+
+
 def resolve_start(session: Session, *, settings: Settings, project_id: str, name: str) -> tuple[Model, bool]:
     """Return the model a job starts from, base or tuned, and whether an alias named it.
 
@@ -153,6 +169,18 @@ def add_tuned(
     )
     session.add(model)
     session.flush()
+    return model
+
+
+def _governed_model(session: Session, *, project_id: str, model_id: str) -> Model:
+    model = get_model(session, project_id=project_id, model_id=model_id)
+    if model.project_id not in (None, project_id):
+        raise Forbidden(
+            f"You have insufficient permissions for this operation: '{model_id}' is shared by another "
+            "project, which alone can stop or load it.",
+            param="model",
+            code="insufficient_permissions",
+        )
     return model
 
 
