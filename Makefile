@@ -8,14 +8,19 @@ TORCH ?= auto
 export CHROMIUM
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes
+INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes
+PIP := $(BIN)/python $(INSTALL)
 CLI := $(BIN)/python -m app.cli
 sum = $(shell cat $(1) | cksum | tr -d ' ')
 # A stamp's name holds the sum of its locks: a changed lock is a stamp not yet there.
-TORCH_STAMP := .venv/.torch-$(TORCH)-$(call sum,locks/torch-cpu.txt locks/torch-default.txt)
+TORCH_NAME := .torch-$(TORCH)-$(call sum,locks/torch-cpu.txt locks/torch-default.txt)
+TORCH_STAMP := .venv/$(TORCH_NAME)
 SERVICE_STAMP := .venv/.service-$(call sum,locks/worker.txt)
 DEV_STAMP := .venv/.dev-$(call sum,locks/dev.txt)
 MODELS_STAMP := .venv/.models-$(call sum,locks/models.txt)
+# The trainer the engine is measured beside has an environment of its own, with the same torch.
+BENCH_TORCH_STAMP := .bench/$(TORCH_NAME)
+BENCH_STAMP := .bench/.trl-$(call sum,locks/bench.txt)
 # What Python graders may import: OpenAI's versions of the usual five, or of all sixteen with GRADERS=all,
 # which stays until GRADERS=usual takes it back.
 GRADERS ?= $(if $(wildcard .graders/.stamp-all-*),all,usual)
@@ -75,6 +80,10 @@ compat: $(DEV_STAMP) ## call every method of OpenAI's client that this service h
 bench-fuzz: $(DEV_STAMP) ## send thousands of malformed requests to every route: no 5xx, no byte left
 	@$(BIN)/python -m tests.bench.fuzz
 
+.PHONY: bench-engine
+bench-engine: $(SERVICE_STAMP) $(BENCH_STAMP) model ## time training beside TRL on three shapes; an hour on two cores
+	@$(BIN)/python -m tests.bench.engine
+
 .PHONY: lint
 lint: $(DEV_STAMP) ## lint, format, types, import contracts and vendored files, without the tests
 	@$(BIN)/ruff check
@@ -122,25 +131,34 @@ system:
 		echo "The tests need these system packages:" $$missing "- install them, or name a browser with CHROMIUM=/path."; exit 1; \
 	fi
 
-.venv/bin/python:
+# An environment is the folder a target lies in: .venv or .bench.
+ENV = $(firstword $(subst /, ,$@))
+.venv/bin/python .bench/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is not installed: install Python 3.11, 3.12 or 3.13."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Tunesmith needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 ..."; exit 1; }
-	@$(PYTHON) -m venv .venv || \
-		{ rm -rf .venv; echo "Python's venv is missing: on Debian and Ubuntu, apt install python3-venv."; exit 1; }
+	@$(PYTHON) -m venv $(ENV) || \
+		{ rm -rf $(ENV); echo "Python's venv is missing: on Debian and Ubuntu, apt install python3-venv."; exit 1; }
 
 $(TORCH_STAMP): | .venv/bin/python
+$(BENCH_TORCH_STAMP): | .bench/bin/python
+$(TORCH_STAMP) $(BENCH_TORCH_STAMP):
 	@echo "Installing torch (minutes, once)."
-	@case "$(TORCH)" in \
-	cpu) $(PIP) -r locks/torch-cpu.txt ;; \
-	default) $(PIP) -r locks/torch-default.txt ;; \
+	@pip="$(ENV)/bin/python $(INSTALL)"; case "$(TORCH)" in \
+	cpu) $$pip -r locks/torch-cpu.txt ;; \
+	default) $$pip -r locks/torch-default.txt ;; \
 	*) said=""; \
-	if ! nvidia-smi >/dev/null 2>&1 && said=$$($(PIP) -r locks/torch-cpu.txt 2>&1); then :; else \
+	if ! nvidia-smi >/dev/null 2>&1 && said=$$($$pip -r locks/torch-cpu.txt 2>&1); then :; else \
 		if [ -n "$$said" ]; then echo "torch's CPU build was not installed; pip says:"; echo "$$said" | tail -n 1; fi; \
 		echo "Taking torch's default build (with CUDA several GB on Linux; see the README for the CPU build)."; \
-		$(PIP) -r locks/torch-default.txt; fi ;; \
+		$$pip -r locks/torch-default.txt; fi ;; \
 	esac
-	@rm -f .venv/.torch-* && touch $@
+	@rm -f $(ENV)/.torch-* && touch $@
+
+$(BENCH_STAMP): $(BENCH_TORCH_STAMP)
+	@echo "Installing TRL, which the engine is measured beside."
+	@.bench/bin/python $(INSTALL) -r locks/bench.txt
+	@rm -f .bench/.trl-* && touch $@
 
 $(SERVICE_STAMP): $(TORCH_STAMP)
 	@echo "Installing packages (a minute, once)."

