@@ -6,28 +6,32 @@ model.
 """
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from worker.engine import attention
 from worker.engine.attention import Layout, PackedLayout, attending
 from worker.engine.config import TrainingConfig
 from worker.engine.errors import CheckpointRefused, UnsupportedModel
-from worker.engine.packing import Tree, pack
+from worker.engine.linear import AdaptedLinear, Adapter, Joined, Mode, Product, mixture_of
+from worker.engine.llama import Llama
+from worker.engine.packing import Packed, Tree, pack
 from worker.engine.seeds import derive, uniform
+from worker.engine.tape import Tape
 
 _WEIGHTS = "adapter_model.safetensors"
+# PEFT's names of an adapter's tensors, as they stand in its files.
+_PREFIX = "base_model.model."
 # The prefix-shared forward must agree with the model's own to rounding of its number type.
 _AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
@@ -35,34 +39,38 @@ _AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 class Policy:
     """A causal language model with a LoRA adapter; `parameter_count` is the base model's."""
 
-    def __init__(self, causal: Any, tokenizer: Any, adapted: Any, config: TrainingConfig) -> None:
+    def __init__(self, causal: Any, tokenizer: Any, config: TrainingConfig, *, fast: bool) -> None:
         self.tokenizer = tokenizer
         self.device: torch.device = next(causal.parameters()).device
         self.dtype: torch.dtype = next(causal.parameters()).dtype
         self.stop_ids = _stop_ids(causal, tokenizer)
+        self.parameter_count = sum(parameter.numel() for parameter in causal.parameters())
         self._causal = causal
-        self._adapted = adapted
-        self._layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
-        self._merged: list[Tensor] = []
+        self._mode = Mode()
+        self._layers = _adapt(causal, config, self._mode)
+        self._llama = Llama.of(causal, self._mode) if fast else None
         self.adapter: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad
+            f"{_PREFIX}{path}.{part}.default.weight": getattr(layer, part)
+            for path, layer in self._layers.items()
+            for part in ("lora_A", "lora_B")
         }
-        adapter_size = sum(parameter.numel() for parameter in self.adapter.values())
-        self.parameter_count = sum(parameter.numel() for parameter in adapted.parameters()) - adapter_size
         self.vocabulary: int = self._causal.get_output_embeddings().weight.shape[0]
+        self._head: Product | None = None
+        self._recording: Tape | None = None
         shape = self._causal.config.get_text_config()
         self.context_length: int | None = getattr(shape, "max_position_embeddings", None)
         # Whether the adapter held something before step 1: then the starting model is not the base.
         self.is_tuned = False
+        self.base_name = ""
         # From the config, never from the memory free today: waves decide the last bit of a product.
         self.wave_tokens = (config.sampling_cache_mib << 20) // _cache_bytes(shape, self.dtype)
 
     @classmethod
-    def load(cls, model_dir: Path, *, config: TrainingConfig) -> Self:
+    def load(cls, model_dir: Path, *, config: TrainingConfig, fast: bool = True) -> Self:
         """Load a model folder and put a fresh adapter on all its linear layers.
 
         float32 on a CPU, where bfloat16 is emulated and slow; bfloat16 on a GPU. The adapter is float32
-        always.
+        always. Without `fast` the general path is taken even where a faster one knows the model.
         Raises: UnsupportedModel when the prefix-shared forward does not reproduce the model's own numbers.
         """
         if config.threads is not None:
@@ -72,21 +80,17 @@ class Policy:
         dtype = torch.bfloat16 if cuda else torch.float32
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         causal = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, use_safetensors=True)
-        causal = causal.to("cuda" if cuda else "cpu").eval()
-        _check_forward(causal)
-        settings = peft.LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        with warnings.catch_warnings():
-            # peft asks transformers for a property by its old name.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            adapted = peft.get_peft_model(causal, settings)
-        settings.base_model_name_or_path = model_dir.name
-        policy = cls(causal, tokenizer, adapted, config)
+        causal = causal.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
+        probe = _Probe(causal)
+        if not causal._can_set_attn_implementation():
+            raise probe.refusal("it does not let its attention be replaced")
+        causal.set_attn_implementation(attention.NAME)
+        probe.check(lambda packed, layout: _general(causal, packed.token_ids, packed.positions, layout))
+        policy = cls(causal, tokenizer, config, fast=fast)
+        if policy._llama is not None:
+            with policy.base():
+                probe.check(lambda packed, layout: policy.hidden(packed.token_ids, packed.positions, layout))
+        policy.base_name = model_dir.name
         policy.reset_adapter(config.seed)
         return policy
 
@@ -118,62 +122,147 @@ class Policy:
 
     def hidden(self, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states of a row of tokens under a layout. Shapes: [N], [N] -> [N, H]."""
-        decoder = self._causal.get_decoder()
-        with attending(layout):
-            out = decoder(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
-        states: Tensor = out.last_hidden_state[0]
-        return states
+        if self._llama is not None:
+            return self._llama.hidden(token_ids, positions, layout, self._recording)
+        return _general(self._causal, token_ids, positions, layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the vocabulary's logits of hidden states, in float32. Shapes: [T, H] -> [T, V]."""
-        return _logits(self._causal, hidden)
+        if torch.is_grad_enabled():
+            return _logits(self._causal, hidden)
+        if self._head is None:
+            output = self._causal.get_output_embeddings()
+            self._head = Product(output.weight, output.bias)
+        return _scaled(self._causal, self._head(hidden))
 
-    # The adapter: on, off, merged
+    # What sampling computed, for training
+
+    @contextmanager
+    def recording(self, tape: Tape) -> Iterator[None]:
+        """Record every forward inside, where the model's path can; an empty tape says that it cannot."""
+        self._recording = tape
+        try:
+            yield
+        finally:
+            self._recording = None
+
+    def replay(self, packed: Packed, layout: Layout, tape: Tape, lines: Tensor) -> Tensor:
+        """Return what `hidden` would, with gradient, from the products recorded at these lines."""
+        if self._llama is None:
+            raise RuntimeError("only a forward that records can replay")
+        return self._llama.replay(packed.token_ids, packed.positions, layout, tape, lines)
+
+    # The adapter: on, off, merged; or several, row by row
 
     @contextmanager
     def base(self) -> Iterator[None]:
         """Switch the adapter off: inside, this is the base model."""
-        with self._adapted.disable_adapter():
+        with self._computing("base"):
             yield
 
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Fold the adapter into the weights for sampling, so that a token pays nothing for it.
 
-        The sum is written beside the base weights, and leaving points back at those: subtracting would drift.
+        The sums lie beside the base weights and are dropped on leaving: subtracting would drift.
         """
-        originals = [layer.get_base_layer().weight.data for layer in self._layers]
-        if not self._merged:
-            self._merged = [torch.empty_like(weight) for weight in originals]
         with torch.no_grad():
-            for layer, weight, total in zip(self._layers, originals, self._merged, strict=True):
-                self._add_adapter(layer, weight, total)
+            for product in self._products():
+                product.ready(merged=True)
         try:
-            for layer, total in zip(self._layers, self._merged, strict=True):
-                layer.get_base_layer().weight.data = total
-            with self._adapted.disable_adapter():
+            with self._computing("merged"):
                 yield
         finally:
-            for layer, weight in zip(self._layers, originals, strict=True):
-                layer.get_base_layer().weight.data = weight
+            for product in self._products():
+                product.release()
 
-    @staticmethod
-    def _add_adapter(layer: Any, weight: Tensor, total: Tensor) -> None:
-        (name,) = layer.active_adapters
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        if weight.dtype == up.dtype:
-            torch.addmm(weight, up, down, alpha=layer.scaling[name], out=total)
-        else:
-            total.copy_(weight.float().addmm_(up, down, alpha=layer.scaling[name]))
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Lay the base weights out for many calls; inside, `mixed` says which adapter each row takes."""
+        with torch.no_grad():
+            for product in self._products():
+                product.ready(merged=False)
+        try:
+            with self._computing("mixed"):
+                yield
+        finally:
+            for product in self._products():
+                product.release()
+
+    @contextmanager
+    def mixed(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Send token i of each forward through the added adapter `names[i]`; None is the base model."""
+        self._mode.mixture = mixture_of(names, self.device)
+        try:
+            yield
+        finally:
+            self._mode.mixture = None
+
+    def add_adapter(self, name: str, directory: Path) -> None:
+        """Hold an adapter of this base, in PEFT's layout, ready for `mixed`.
+
+        Raises: CheckpointRefused when its tensors don't belong to this model's layers.
+        """
+        settings = peft.LoraConfig.from_pretrained(directory)
+        scaling = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+        tensors = load_file(directory / _WEIGHTS)
+        found: dict[str, Adapter] = {}
+        for path, layer in self._layers.items():
+            down = tensors.pop(f"{_PREFIX}{path}.lora_A.weight", None)
+            up = tensors.pop(f"{_PREFIX}{path}.lora_B.weight", None)
+            if down is None or up is None:
+                down, up = torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1)
+            if down.shape[1] != layer.in_features or up.shape[0] != layer.out_features:
+                raise CheckpointRefused(f"the adapter in {directory.name} has other shapes than {path}")
+            found[path] = Adapter(down.to(self.device), up.to(self.device), scaling)
+        if tensors:
+            raise CheckpointRefused(f"the adapter in {directory.name} has layers this model lacks")
+        for path, adapter in found.items():
+            self._layers[path].others[name] = adapter
+        self._forget_stacks()
+
+    def drop_adapter(self, name: str) -> None:
+        """Let go of an adapter that `add_adapter` brought."""
+        for layer in self._layers.values():
+            layer.others.pop(name, None)
+        self._forget_stacks()
+
+    @contextmanager
+    def _computing(self, way: Literal["base", "merged", "mixed"]) -> Iterator[None]:
+        before, self._mode.way = self._mode.way, way
+        try:
+            yield
+        finally:
+            self._mode.way = before
+
+    def _products(self) -> Sequence[Joined]:
+        if self._llama is not None:
+            return self._llama.products
+        return [layer.product for layer in self._layers.values()]
+
+    def _forget_stacks(self) -> None:
+        for product in self._products():
+            product.forget()
 
     # The adapter's files
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter as PEFT lays it out: `adapter_config.json`, `adapter_model.safetensors`."""
         directory.mkdir(parents=True, exist_ok=True)
-        settings = self._adapted.peft_config["default"]
-        settings.save_pretrained(directory)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._adapter_state().items()}
+        some = next(iter(self._layers.values()))
+        peft.LoraConfig(
+            r=len(some.lora_A),
+            lora_alpha=round(some.scaling * len(some.lora_A)),
+            lora_dropout=0.0,
+            target_modules=sorted({path.rpartition(".")[2] for path in self._layers}),
+            fan_in_fan_out=some.transposed,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+            base_model_name_or_path=self.base_name,
+        ).save_pretrained(directory)
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._adapter_state().items()
+        }
         save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
 
     def load_adapter(self, directory: Path) -> None:
@@ -182,21 +271,48 @@ class Policy:
         Raises: CheckpointRefused when its tensors are not those of this policy's adapter.
         """
         tensors = load_file(directory / _WEIGHTS)
+        own = self._adapter_state()
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != {name: tuple(tensor.shape) for name, tensor in self._adapter_state().items()}:
+        if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
             raise CheckpointRefused(f"the adapter in {directory.name} has other layers or another rank")
-        peft.set_peft_model_state_dict(self._adapted, tensors)
+        for name, tensor in own.items():
+            tensor.data.copy_(tensors[name])
         self.is_tuned = True
 
-    def _adapter_state(self) -> dict[str, Tensor]:
-        # "auto" would ask a model hub over the network whether the vocabulary has grown.
-        state: dict[str, Tensor] = peft.get_peft_model_state_dict(self._adapted, save_embedding_layers=False)
-        return state
+    def _adapter_state(self) -> dict[str, nn.Parameter]:
+        return {name.replace(".default", ""): parameter for name, parameter in self.adapter.items()}
+
+
+def _adapt(causal: Any, config: TrainingConfig, mode: Mode) -> dict[str, AdaptedLinear]:
+    """Put an adapter on every linear layer but the output head; return them by their path."""
+    head = causal.get_output_embeddings()
+    found = [
+        (path, module)
+        for path, module in causal.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    assert config.lora_alpha is not None  # the config fills it in
+    layers = {}
+    for path, module in found:
+        layers[path] = AdaptedLinear(module, config.lora_rank, config.lora_alpha, mode)
+        causal.set_submodule(path, layers[path])
+    return layers
+
+
+def _general(causal: Any, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    with attending(layout):
+        out = causal.get_decoder()(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
+    states: Tensor = out.last_hidden_state[0]
+    return states
 
 
 def _logits(causal: Any, hidden: Tensor) -> Tensor:
+    return _scaled(causal, causal.get_output_embeddings()(hidden))
+
+
+def _scaled(causal: Any, logits: Tensor) -> Tensor:
     config = causal.config.get_text_config()
-    logits: Tensor = causal.get_output_embeddings()(hidden).float()
+    logits = logits.float()
     if scale := getattr(config, "logits_scaling", None):
         logits = logits / scale
     if scale := getattr(config, "logit_scale", None):
@@ -217,36 +333,41 @@ def _stop_ids(causal: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted({token for token in (tokenizer.eos_token_id, *several) if token is not None}))
 
 
-@torch.no_grad()
-def _check_forward(causal: Any) -> None:
-    """Compare the model's own logits with ours on a made-up text, long enough to meet a sliding window.
+class _Probe:
+    """A made-up text with the model's own logits, against which a forward of ours is held.
 
-    The text is laid out as one of two branches: a model that reads the row as one text would notice.
-    Raises: UnsupportedModel.
+    It is long enough to meet a sliding window, and laid out as one of two branches: a forward that reads the
+    row as one text would be found out.
     """
-    config = causal.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or 0
-    length = min(max(24, window + 8), 2048)
-    device = next(causal.parameters()).device
-    text, decoy = (
-        tuple(int(uniform(0, name, place) * config.vocab_size) for place in range(length))
-        for name in ("text", "decoy")
-    )
-    own = causal(input_ids=torch.tensor([text], device=device), use_cache=False).logits[0].float()
-    refusal = f"{type(causal).__name__} is not supported: "
-    if not causal._can_set_attn_implementation():
-        raise UnsupportedModel(refusal + "it does not let its attention be replaced")
-    causal.set_attn_implementation(attention.NAME)
-    packed = pack(text[:8], [Tree(text[8:16], (decoy[:16], text[16:])), Tree(decoy[:4])], device)
-    layout = PackedLayout(packed, remember=True)
-    with attending(layout):
-        states = causal.get_decoder()(
-            input_ids=packed.token_ids[None], position_ids=packed.positions[None], use_cache=False
-        ).last_hidden_state[0]
-    if len(layout.keys) != config.num_hidden_layers:
-        raise UnsupportedModel(refusal + "not all its layers are attention layers")
-    second = packed.spans[0].branch_starts[1]
-    places = [*range(16), *range(second, second + length - 16)]
-    gap = (own - _logits(causal, states[places])).abs().max().item()
-    if not gap <= _AGREE[states.dtype] * max(1.0, own.abs().max().item()):
-        raise UnsupportedModel(refusal + f"its numbers differ by {gap:.2g} when prompts are shared")
+
+    @torch.no_grad()
+    def __init__(self, causal: Any) -> None:
+        self._causal = causal
+        config = causal.config.get_text_config()
+        self._layers: int = config.num_hidden_layers
+        window = getattr(config, "sliding_window", None) or 0
+        length = min(max(24, window + 8), 2048)
+        device = next(causal.parameters()).device
+        text, decoy = (
+            tuple(int(uniform(0, name, place) * config.vocab_size) for place in range(length))
+            for name in ("text", "decoy")
+        )
+        tokens = torch.tensor([text], device=device)
+        self._own = causal(input_ids=tokens, use_cache=False).logits[0].float()
+        self._packed = pack(text[:8], [Tree(text[8:16], (decoy[:16], text[16:])), Tree(decoy[:4])], device)
+        second = self._packed.spans[0].branch_starts[1]
+        self._places = [*range(16), *range(second, second + length - 16)]
+
+    def refusal(self, reason: str) -> UnsupportedModel:
+        return UnsupportedModel(f"{type(self._causal).__name__} is not supported: {reason}")
+
+    @torch.no_grad()
+    def check(self, read: Callable[[Packed, PackedLayout], Tensor]) -> None:
+        """Raises: UnsupportedModel when `read`, packed row to hidden states, gives other logits."""
+        layout = PackedLayout(self._packed, remember=True)
+        states = read(self._packed, layout)
+        if len(layout.keys) != self._layers:
+            raise self.refusal("not all its layers are attention layers")
+        gap = (self._own - _logits(self._causal, states[self._places])).abs().max().item()
+        if not gap <= _AGREE[states.dtype] * max(1.0, self._own.abs().max().item()):
+            raise self.refusal(f"its numbers differ by {gap:.2g} when prompts are shared")

@@ -40,8 +40,8 @@ def settings(**changes: Any) -> TrainingConfig:
 def load(tiny_model: Path) -> Load:
     """Load the tiny model; `trained=True` gives its adapter weights that change the answers."""
 
-    def loaded(*, trained: bool = False, **changes: Any) -> Policy:
-        policy = Policy.load(tiny_model, config=settings(**changes))
+    def loaded(*, trained: bool = False, fast: bool = True, **changes: Any) -> Policy:
+        policy = Policy.load(tiny_model, config=settings(**changes), fast=fast)
         if trained:
             disturb(policy)
         return policy

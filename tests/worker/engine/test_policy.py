@@ -6,7 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for, settings
@@ -53,7 +53,7 @@ def test_all_linear_layers_are_adapted_and_only_the_adapter_learns(load: Load) -
     policy = load()
     assert len(policy.adapter) == 2 * 7 * 2
     assert policy.parameter_count == sum(
-        parameter.numel() for name, parameter in policy._adapted.named_parameters() if "lora_" not in name
+        parameter.numel() for name, parameter in policy._causal.named_parameters() if "lora_" not in name
     )
 
 
@@ -109,3 +109,59 @@ def test_plain_logprobs_of_the_tests_are_the_model_s_own(load: Load) -> None:
     ours = logits(policy, (*prompt.token_ids, *answer))[len(prompt.token_ids) - 1 : -1].log_softmax(-1)
     theirs = plain_logprobs(policy, prompt, answer).detach()
     torch.testing.assert_close(ours.gather(1, torch.tensor(answer)[:, None])[:, 0], theirs, atol=1e-5, rtol=0)
+
+
+def test_the_fast_path_and_the_general_one_agree(load: Load, tiny_model: Path) -> None:
+    fast, general = load(trained=True), load(trained=True, fast=False)
+    assert fast._llama is not None
+    assert general._llama is None
+    torch.testing.assert_close(logits(fast, TEXT), logits(general, TEXT), atol=1e-5, rtol=1e-5)
+    with fast.merged(), general.merged():
+        torch.testing.assert_close(logits(fast, TEXT), logits(general, TEXT), atol=1e-5, rtol=1e-5)
+    with fast.base(), general.base():
+        torch.testing.assert_close(logits(fast, TEXT), logits(general, TEXT), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_one_batch_go_through_adapters_of_their_own(load: Load, tmp_path: Path) -> None:
+    policy, other = load(trained=True), load(trained=True, lora_rank=2)
+    policy.save_adapter(tmp_path / "first")
+    other.save_adapter(tmp_path / "second")
+    tokens = torch.tensor(TEXT)
+    layout = PackedLayout(pack((), [Tree(TEXT)]))
+    places = torch.arange(len(TEXT))
+    expected = {"first": logits(policy, TEXT), "second": logits(other, TEXT)}
+    with policy.base():
+        plain = logits(policy, TEXT)
+    policy.add_adapter("first", tmp_path / "first")
+    policy.add_adapter("second", tmp_path / "second")
+    with torch.no_grad(), policy.serving():
+        for name in ("first", "second"):
+            with policy.mixed([name] * len(TEXT)):
+                mixed = policy.logits(policy.hidden(tokens, places, layout))
+            torch.testing.assert_close(mixed, expected[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            policy.logits(policy.hidden(tokens, places, layout)), plain, atol=1e-5, rtol=1e-5
+        )
+        policy.drop_adapter("first")
+        # One token a row, three rows in one forward, each standing at its own place.
+        rows = pack((), [Tree((token,)) for token in TEXT[:3]])
+        with policy.mixed(["second", None, "second"]):
+            three = policy.logits(policy.hidden(rows.token_ids, rows.positions, PackedLayout(rows)))
+    for row, (token, owner) in enumerate(zip(TEXT[:3], ["second", None, "second"], strict=True)):
+        alone = logits(other, (token,)) if owner else _base_logits(policy, (token,))
+        torch.testing.assert_close(three[row], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def _base_logits(policy: Policy, text: tuple[int, ...]) -> torch.Tensor:
+    with policy.base():
+        return logits(policy, text)
+
+
+def test_an_adapter_of_another_model_is_not_served(load: Load, tmp_path: Path) -> None:
+    policy = load()
+    policy.save_adapter(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    foreign = {f"other.{name}": tensor for name, tensor in tensors.items()}
+    save_file(foreign, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointRefused, match="layers this model lacks"):
+        policy.add_adapter("other", tmp_path)

@@ -229,11 +229,11 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_said(load: Load) -> None:
 
 def test_running_out_of_memory_is_noted_kept_and_exact_after_a_resume(load: Load, tmp_path: Path) -> None:
     def limited(run: Reinforcement) -> Reinforcement:
-        def check(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-            if torch.is_grad_enabled() and kwargs["input_ids"].shape[1] > 75:
+        def check(module: object, tokens: tuple[torch.Tensor]) -> None:
+            if torch.is_grad_enabled() and tokens[0].numel() > 75:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-        run.policy._causal.get_decoder().register_forward_pre_hook(check, with_kwargs=True)
+        run.policy._causal.get_input_embeddings().register_forward_pre_hook(check)
         return run
 
     whole = limited(start(load, max_completion_tokens=12))

@@ -162,10 +162,10 @@ class Memory:
 
     def __init__(self, policy: Policy, tokens: int, error: Exception) -> None:
         self.tokens, self.error = tokens, error
-        policy._causal.get_decoder().register_forward_pre_hook(self, with_kwargs=True)
+        policy._causal.get_input_embeddings().register_forward_pre_hook(self)
 
-    def __call__(self, module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        if kwargs["input_ids"].shape[1] > self.tokens:
+    def __call__(self, module: object, tokens: tuple[torch.Tensor]) -> None:
+        if tokens[0].numel() > self.tokens:
             raise self.error
 
 
