@@ -9,6 +9,7 @@ from time import perf_counter
 
 from worker.engine.advantages import graded
 from worker.engine.grammar import Grammar
+from worker.engine.parallel import Alone
 from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
 from worker.engine.types import EvaluationReport, OnAnswer, Prompt, Rollout, Score, ScoredRollout
@@ -29,23 +30,32 @@ def evaluate(
     adapter: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
     on_answer: OnAnswer | None = None,
+    parallel: Alone | None = None,
 ) -> EvaluationReport:
     """Answer every prompt `samples` times and grade the answers.
 
     Temperature 0 is greedy; without `adapter` it is the base model that answers. `on_progress` hears
-    (answers done, answers in all) after each wave, `on_answer` of each answer the moment it ends.
+    (answers done, answers in all) after each wave, `on_answer` of each answer the moment it ends. With
+    `parallel` several processes share the prompts, and each reports all.
     Raises: NonFinite when the model's logits are not finite.
     """
     started = perf_counter()
     sampling = Sampling(split, step, samples, max_completion_tokens, temperature, seed)
-    rollouts: list[Rollout] = []
-    with policy.merged() if adapter else policy.base():
-        for wave in sample(policy, prompts, sampling, grammar, on_answer):
-            rollouts += wave
-            if on_progress is not None:
-                on_progress(len(rollouts), len(prompts) * samples)
+    parallel = parallel or Alone()
+    own = parallel.own(prompts)
+
+    def answered() -> list[Rollout]:
+        done: list[Rollout] = []
+        with policy.merged() if adapter else policy.base():
+            for wave in sample(policy, own, sampling, grammar, on_answer):
+                done += wave
+                if on_progress is not None:
+                    on_progress(len(done), len(own) * samples)
+        return done
+
+    rollouts = parallel.attempt(answered)
     grading = perf_counter()
-    rewards = rewards_of(score, rollouts)
+    rollouts, rewards = parallel.all_answers(rollouts, rewards_of(score, rollouts), samples)
     ended = perf_counter()
     present = [reward for reward in rewards if reward is not None]
     return EvaluationReport(

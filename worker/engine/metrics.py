@@ -2,12 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import fmean
 from time import perf_counter
 
 from worker.engine.types import Rollout, StepMetrics
 from worker.engine.update import Gradient
+
+
+def weighed(parts: Sequence[tuple[float, Gradient]]) -> Gradient:
+    """Return the figures of a whole step from those of its parts, each with its share of the tokens."""
+    return Gradient(
+        **{
+            one.name: sum(share * getattr(part, one.name) for share, part in parts)
+            for one in fields(Gradient)
+        }
+    )
 
 
 @dataclass(slots=True)

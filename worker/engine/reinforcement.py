@@ -6,7 +6,7 @@ stops by closing the generator. How each part works is in its own module; what a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from worker.engine import state
@@ -16,8 +16,9 @@ from worker.engine.config import TrainingConfig
 from worker.engine.errors import NonFinite
 from worker.engine.evaluate import evaluate, rewards_of
 from worker.engine.grammar import Grammar
-from worker.engine.metrics import Measured
+from worker.engine.metrics import Measured, weighed
 from worker.engine.optimizer import Optimizer
+from worker.engine.parallel import Alone
 from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
 from worker.engine.seeds import shuffled
@@ -30,7 +31,7 @@ from worker.engine.types import (
     ScoredRollout,
     StepReport,
 )
-from worker.engine.update import compute_gradient
+from worker.engine.update import Gradient, compute_gradient
 
 
 class Reinforcement:
@@ -48,10 +49,13 @@ class Reinforcement:
         resume: Path | None = None,
         base_line: bool = True,
         on_answer: OnAnswer | None = None,
+        parallel: Alone | None = None,
     ) -> None:
         """Start afresh, or with `resume` after the step of a checkpoint; `base_line` False leaves out step 0.
 
-        `on_answer` may begin to grade what `score` will be asked for; the rewards are `score`'s alone.
+        `on_answer` may begin to grade what `score` will be asked for; the rewards are `score`'s alone. With
+        `parallel` several processes run this together, each asked to score its own share of the answers; all
+        give the same reports.
 
         Raises: ValueError for prompts that cannot be answered; CheckpointRefused when the checkpoint is not
         whole, is another run's, or gives other numbers than when it was saved.
@@ -70,6 +74,7 @@ class Reinforcement:
         self._score = score
         self._on_answer = on_answer
         self._grammar = grammar
+        self._parallel = parallel or Alone()
         self._fresh = resume is None and base_line
         if resume is not None:
             state.load(self, resume)
@@ -97,15 +102,17 @@ class Reinforcement:
         measured = Measured(learning_rate=self.optimizer.learning_rate)
         prompts = self._prompts_of(step)
         measured.groups = len(prompts)
+        groups_of = self.config.samples_per_prompt
+        own = self._parallel.own(prompts)
         try:
             with measured.timing("sampling"):
-                rollouts = self._sample(prompts, step)
+                rollouts = self._parallel.attempt(lambda: self._sample(own, step))
         except NonFinite as error:
             self._fail(step, measured, str(error))
             return self._report(step, [], [], None, measured)
         with measured.timing("grading"):
-            rewards = rewards_of(self._score, rollouts)
-        groups_of = self.config.samples_per_prompt
+            own_rewards = rewards_of(self._score, rollouts)
+            rollouts, rewards = self._parallel.all_answers(rollouts, own_rewards, groups_of)
         advantages = group_advantages(
             [rewards[start : start + groups_of] for start in range(0, len(rewards), groups_of)],
             self.config.advantage,
@@ -144,7 +151,7 @@ class Reinforcement:
         advantages: Advantages,
         measured: Measured,
     ) -> None:
-        groups = []
+        groups = {}
         for index in advantages.teaching:
             values = advantages.values[index]
             own = rollouts[index * len(values) : (index + 1) * len(values)]
@@ -153,12 +160,17 @@ class Reinforcement:
                 for rollout, advantage in zip(own, values, strict=True)
                 if advantage is not None
             )
-            groups.append(Group(prompts[index].token_ids, answers))
+            groups[index] = Group(prompts[index].token_ids, answers)
         if not groups:
             return
-        measured.gradient, fitted = compute_gradient(
-            self.policy, groups, self.config, self._grammar, self.micro_batch_tokens
-        )
+        mine = [groups[index] for index in self._parallel.own(range(len(prompts))) if index in groups]
+        gradient, fitted = Gradient(), self.micro_batch_tokens
+        if mine:
+            gradient, fitted = compute_gradient(self.policy, mine, self.config, self._grammar, fitted)
+        share = _answer_tokens(mine) / _answer_tokens(groups.values())
+        self._parallel.add_gradients(self.policy.adapter.values(), share)
+        measured.gradient = weighed(self._parallel.all([(share, gradient)]))
+        fitted = min(self._parallel.all([fitted]))
         if fitted != self.micro_batch_tokens:
             self.notes.append(f"step {step}: out of memory; micro-batches of {fitted} tokens from here on")
             self.micro_batch_tokens = fitted
@@ -220,7 +232,12 @@ class Reinforcement:
             grammar=self._grammar,
             adapter=step > 0 or self.policy.is_tuned,
             on_answer=self._on_answer,
+            parallel=self._parallel,
         )
+
+
+def _answer_tokens(groups: Iterable[Group]) -> int:
+    return sum(len(answer.token_ids) for group in groups for answer in group.answers)
 
 
 def _check_prompts(policy: Policy, prompts: Sequence[Prompt], config: TrainingConfig) -> None:

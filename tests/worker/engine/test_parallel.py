@@ -1,0 +1,115 @@
+"""Two processes that share a run, started by torchrun over gloo, against one process that has it alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.worker.engine.conftest import disturb, prompts_for, settings
+from tests.worker.engine.test_reinforcement import TEXTS, letters
+from worker.engine.parallel import Alone
+from worker.engine.policy import Policy
+from worker.engine.reinforcement import Reinforcement
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# Three prompts a step for two processes: one has twice the other's.
+CHANGES = {"total_steps": 3, "kl_beta": 0.05, "eval_interval": 2, "max_completion_tokens": 8}
+
+
+def run_shared(model: Path, folder: Path, parallel: Alone) -> None:
+    """Train a little and write down what this process ends with and reported."""
+    config = settings(**CHANGES)
+    policy = Policy.load(model, config=config)
+    disturb(policy, 0.1)
+    prompts = prompts_for(policy, *TEXTS)
+    run = Reinforcement(
+        policy,
+        train_prompts=prompts,
+        valid_prompts=prompts[:3],
+        score=letters,
+        config=config,
+        parallel=parallel,
+    )
+    told = []
+    for report in run.steps():
+        valid = report.validation.rollouts if report.validation else ()
+        told.append(
+            {
+                "answers": [list(one.rollout.token_ids) for one in (*report.rollouts, *valid)],
+                "advantages": [one.advantage for one in report.rollouts],
+                "loss": report.metrics.loss,
+                "kl": report.metrics.kl,
+                "entropy": report.metrics.entropy,
+                "grad_norm": report.metrics.grad_norm,
+            }
+        )
+    run.save_checkpoint(folder / f"rank-{parallel.rank}")
+    (folder / f"rank-{parallel.rank}.json").write_text(json.dumps(told))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from tests.worker.engine.test_parallel import run_shared
+from worker.engine.parallel import Together
+
+dist.init_process_group("gloo")
+run_shared(Path(sys.argv[1]), Path(sys.argv[2]), Together(dist.group.WORLD))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_make_the_update_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        folder.mkdir()
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    started = subprocess.run(
+        [sys.executable, *TORCHRUN, str(program), str(tiny_model), str(shared)],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert started.returncode == 0, started.stderr[-3000:]
+    run_shared(tiny_model, alone, Alone())
+    expected = json.loads((alone / "rank-0.json").read_text())
+    for rank in (0, 1):
+        told = json.loads((shared / f"rank-{rank}.json").read_text())
+        for ours, theirs in zip(told, expected, strict=True):
+            assert ours["answers"] == theirs["answers"]
+            assert ours["advantages"] == theirs["advantages"]
+            for name in ("loss", "kl", "entropy", "grad_norm"):
+                assert abs(ours[name] - theirs[name]) < 1e-5
+    files = [folder / "adapter_model.safetensors" for folder in (shared / "rank-0", shared / "rank-1")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    ours, theirs = load_file(files[0]), load_file(alone / "rank-0" / "adapter_model.safetensors")
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-6
+
+
+def test_shares_come_back_in_order() -> None:
+    things = list("abcde")
+
+    class First(Alone):
+        size = 2
+
+    class Second(First):
+        rank = 1
+
+    assert First().own(things) == ["a", "c", "e"]
+    assert Second().own(things) == ["b", "d"]
+    assert Alone().all(Alone().own(things)) == things
+
+
+def test_one_process_leaves_its_gradients_as_they_are() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0])
+    Alone().add_gradients([parameter], 1.0)
+    assert parameter.grad.tolist() == [1.0, 2.0]
