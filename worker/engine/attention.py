@@ -67,7 +67,7 @@ class PackedLayout:
             else:
                 seen_keys, seen_values = key[:, own], value[:, own]
             mask = self.packed.mask(index, rule.window)
-            parts.append(_softmax_attention(query[:, own], seen_keys, seen_values, mask, rule))
+            parts.append(attend_where(query[:, own], seen_keys, seen_values, mask, rule))
         return torch.cat(parts, dim=1).transpose(0, 1)
 
     def _common(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
@@ -79,10 +79,14 @@ class PackedLayout:
         seen = order[:, None] >= order
         if rule.window is not None:
             seen &= order[:, None] - order < rule.window
-        return _softmax_attention(query, key, value, seen, rule)
+        return attend_where(query, key, value, seen, rule)
 
 
-def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, rule: Rule) -> Tensor:
+def attend_where(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, rule: Rule) -> Tensor:
+    """Return what queries find among the keys they may see.
+
+    Shapes: query [H, N, D], key and value [H, M, D], seen [N, M] -> [H, N, D].
+    """
     if rule.softcap is None:
         return F.scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=seen, scale=rule.scale

@@ -1,7 +1,7 @@
 """Keys and values of rows being decoded, on three levels: common prefix, prompt, answer.
 
 Each level is stored once, whoever shares it, and a decode step reads each once. Rows leave when they finish;
-nothing is padded to the longest answer. The sampler drives it; `attention.py` calls `attend` in every layer.
+nothing is padded to the longest answer. The decoder drives it; `attention.py` calls `attend` in every layer.
 """
 
 import torch
@@ -56,6 +56,8 @@ class DecodeLayout:
 
     def keep(self, rows: list[int]) -> None:
         """Drop every row but these, and the prompts nobody stands on any more."""
+        if not rows:  # the end of the wave: nothing is decoded here again
+            return
         prompts = self.prompt_of.tolist()
         staying = [prompts[row] for row in rows]
         index = torch.tensor(rows, device=self.prompt_of.device)

@@ -1,8 +1,10 @@
 """One token per row from its logits: masked, tempered, drawn by inverse CDF from one uniform number.
 
 No random state and no `multinomial`, which costs as much as half a decode step over a large vocabulary.
-Called by the sampler; the log-probs are those of the distribution drawn from.
+Called by the decoder; the log-probs are those of the distribution drawn from.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +13,29 @@ from torch import Tensor
 from worker.engine.errors import NonFinite
 
 _BLOCK = 256
+# A nucleus nearly always lies within so many likeliest tokens; sorting a vocabulary takes milliseconds.
+_LIKELIEST = 1024
 
 
-def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, uniforms: Tensor, temperature: float | Tensor, top_p: Mapping[int, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw one token per row and return (tokens [R], log-probs [R]); temperature 0 takes the likeliest.
 
-    At temperature 0 the log-prob is that of temperature 1. The logits are used up.
+    At temperature 0 the log-prob is that of temperature 1. `top_p` stands beside the rows that have one. The
+    logits are used up.
 
-    Shapes: logits [R, V], -inf where masked; uniforms [R], float64, strictly between 0 and 1.
+    Shapes: logits [R, V], -inf where masked; uniforms [R], float64, strictly between 0 and 1; temperature [R]
+    where rows differ.
     Raises: NonFinite when a row has no finite distribution.
     """
-    if temperature > 0 and temperature != 1:
+    greedy = temperature == 0
+    if isinstance(temperature, Tensor):
+        logits.div_(temperature.masked_fill(temperature == 0, 1.0)[:, None])
+    elif temperature > 0 and temperature != 1:
         logits.div_(temperature)
+    for row, share in (top_p or {}).items():
+        _cut(logits[row], share)
     highest, likeliest = logits.max(dim=-1, keepdim=True)  # [R, 1]
     weights = logits.sub_(highest).exp_()
     width = weights.shape[1]
@@ -32,10 +45,12 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, 
     total = edges[:, -1]
     if not torch.isfinite(total).all():
         raise NonFinite("the model's logits are not finite")
-    if temperature == 0:
+    if greedy is True:
         tokens = likeliest[:, 0]
     else:
         tokens = _invert(blocks, edges, uniforms * total)
+        if isinstance(greedy, Tensor):
+            tokens = torch.where(greedy, likeliest[:, 0], tokens)
     chosen = weights.gather(1, tokens[:, None])[:, 0]
     return tokens, (chosen.double().log() - total.log()).float()
 
@@ -52,3 +67,16 @@ def _invert(blocks: Tensor, edges: Tensor, targets: Tensor) -> Tensor:
     stray = inside.gather(1, place) == 0
     place = torch.where(stray, inside.argmax(-1, keepdim=True), place)
     return (block * _BLOCK + place)[:, 0]
+
+
+def _cut(logits: Tensor, top_p: float) -> None:
+    """Mask in place all but the likeliest tokens that together reach `top_p`. Shapes: logits [V]."""
+    shares = logits.softmax(-1)
+    for most in (min(_LIKELIEST, len(shares)), len(shares)):
+        likeliest = shares.topk(most).values
+        reached = likeliest.cumsum(-1)
+        if reached[-1] >= top_p:
+            break
+    # The first token always stays, even where its share alone exceeds top_p.
+    kept = int((reached - likeliest < top_p).sum().clamp(min=1))
+    logits.masked_fill_(shares < likeliest[kept - 1], float("-inf"))

@@ -126,6 +126,10 @@ class Policy:
             return self._llama.hidden(token_ids, positions, layout, self._recording)
         return _general(self._causal, token_ids, positions, layout)
 
+    def decode_rows(self, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Return the last hidden states of one new token in each row. Shapes: [R], [R] -> [R, H]."""
+        return self.hidden(token_ids, positions, layout)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the vocabulary's logits of hidden states, in float32. Shapes: [T, H] -> [T, V]."""
         if torch.is_grad_enabled():

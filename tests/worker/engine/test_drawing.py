@@ -38,6 +38,34 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_uniform() -> None:
     assert logprobs.tolist() == pytest.approx([logits.log_softmax(-1)[0, 1].item()] * 2)
 
 
+def test_each_row_has_its_own_temperature() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0]).repeat(3, 1)
+    uniforms = torch.tensor([0.001, 0.001, 0.7], dtype=torch.float64)
+    tokens, logprobs = draw(logits.clone(), uniforms, torch.tensor([0.0, 1.0, 0.5]))
+    assert tokens.tolist() == [2, 0, 2]
+    expected = [
+        (logits[0] / warmth).log_softmax(-1)[token].item() for warmth, token in ((1, 2), (1, 0), (0.5, 2))
+    ]
+    assert logprobs.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("words", [4, 5000])
+def test_top_p_leaves_the_fewest_tokens_that_reach_it(words: int) -> None:
+    """The four likeliest hold 0.4, 0.3, 0.2 and 0.1 of nine tenths; thousands more share what is left."""
+    shares = torch.full((words,), 0.1 / max(1, words - 4))
+    shares[:4] = torch.tensor([0.4, 0.3, 0.2, 0.1]) * (0.9 if words > 4 else 1.0)
+    uniforms = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)
+    logits = shares.log().repeat(200, 1)
+    for top_p, kept in ((0.0, {0}), (0.3, {0}), (0.6, {0, 1}), (0.8, {0, 1, 2})):
+        tokens, logprobs = draw(logits.clone(), uniforms, 1.0, dict.fromkeys(range(200), top_p))
+        assert set(tokens.tolist()) == kept
+        within = shares[list(kept)].sum()
+        assert logprobs[0].item() == pytest.approx((shares[0] / within).log().item(), abs=1e-5)
+    # Beyond what the likeliest thousand hold, the whole vocabulary is looked through.
+    tokens, _ = draw(logits.clone(), uniforms, 1.0, dict.fromkeys(range(200), 0.999))
+    assert int(tokens.max()) > min(words, 4000) - 5
+
+
 def test_a_masked_token_is_never_drawn_not_even_at_the_ends() -> None:
     logits = torch.full((4, 700), float("-inf"))
     logits[:, 300:303] = torch.tensor([-40.0, 0.0, -40.0])
