@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from app.api import document_shapes as shapes
 from app.api.document_schema import json_content
 
-_ABOUT = """The fine-tuning side of OpenAI's API, served by your own machine.
+_ABOUT = """OpenAI's API of fine-tuning, and of the models it makes, served by your own machine.
 
 OpenAI's clients work unchanged with this address as `base_url`. Every answer carries `x-request-id`. An error
 is always `{"error": {"message", "type", "param", "code"}}`. Unknown query parameters are ignored; an unknown
@@ -21,7 +21,12 @@ key in a body is a 400 that names it. Routes tagged *extensions* are Tunesmith's
 """
 _HEADERS = ("x-request-id", "openai-processing-ms", "openai-version", "openai-organization")
 # FastAPI's own error shapes, never sent; and rows of plain data, described in `document_shapes.py`.
-_UNUSED = ("HTTPValidationError", "ValidationError", "Listed_dict_str__Any__")
+_UNUSED = (
+    "HTTPValidationError",
+    "ValidationError",
+    "Listed_dict_str__Any__",
+    "ListedWithEnds_dict_str__Any__",
+)
 _ERRORS = {
     "400": "The request is wrong; `param` names what.",
     "401": "No key, or one that is not valid.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api import document_jobs, document_results
+from app.api import document_chat, document_jobs, document_results
 from app.api.document_schema import Schema, closed, json_content, nullable, reference, text
 from app.api.schemas import graders, permissions, uploads, webhooks
 from app.core.status import STATUSES
@@ -40,10 +40,16 @@ ANSWERS: dict[str, Schema] = {
     "list_items": json_content("EvaluationItems"),
     "list_rollouts": json_content("Rollouts"),
     "try_grader": json_content("Trial"),
+    "create_completion": json_content("Completion")
+    | {"text/event-stream": {"schema": text(description="Chunks, then `[DONE]`.")}},
+    "list_completions": json_content("StoredCompletions"),
+    "retrieve_completion": json_content("StoredCompletion"),
+    "update_completion": json_content("StoredCompletion"),
+    "list_messages": json_content("StoredMessages"),
 }
 
 # Routes without an id in their path that answer 404 for one in their body.
-REFERRING = frozenset({"try_grader"})
+REFERRING = frozenset({"try_grader", "create_completion"})
 
 _ONCE = {
     "name": "Idempotency-Key",
@@ -52,20 +58,20 @@ _ONCE = {
     "schema": text(minLength=1, maxLength=255, pattern=r"^[!-~]+$"),
     "description": "A second request with the same key and body returns the first one's object.",
 }
+_LABELS = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": text()},
+    "description": "`metadata[key]=value`, repeatable; `metadata=null` asks for objects without any.",
+}
 PARAMETERS: dict[str, list[Schema]] = {
     "create_file": [_ONCE],
     "create_job": [_ONCE],
-    "list_jobs": [
-        {
-            "name": "metadata",
-            "in": "query",
-            "required": False,
-            "style": "deepObject",
-            "explode": True,
-            "schema": {"type": "object", "additionalProperties": text()},
-            "description": "`metadata[key]=value`, repeatable; `metadata=null` asks for jobs without any.",
-        }
-    ],
+    "list_jobs": [_LABELS],
+    "list_completions": [_LABELS],
 }
 
 
@@ -90,6 +96,8 @@ def bodies() -> dict[str, Schema]:
     parts = {"data": text(format="binary")}
     found = {name: {"application/json": {"schema": _body(shape)}} for name, shape in shapes.items()}
     found["create_job"] = json_content("NewJob")
+    found["create_completion"] = json_content("NewCompletion")
+    found["update_completion"] = json_content("NewLabels")
     found["create_file"] = {
         "multipart/form-data": {
             "schema": closed(form, optional=("expires_after",)),
@@ -127,4 +135,9 @@ def _inlined(schema: Any, parts: Schema) -> Any:
 def components() -> dict[str, Schema]:
     """Return the schemas that no answer's model gives."""
     error = closed({"message": text(), "type": text(), "param": nullable(text()), "code": nullable(text())})
-    return {"Error": closed({"error": error}), **document_jobs.components(), **document_results.components()}
+    return {
+        "Error": closed({"error": error}),
+        **document_jobs.components(),
+        **document_results.components(),
+        **document_chat.components(),
+    }

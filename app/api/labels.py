@@ -1,4 +1,4 @@
-"""The metadata filter of the jobs list, in every encoding the SDKs send. Called by the jobs routes.
+"""The metadata filter of a list, in every encoding the SDKs send. Called by the routes of such lists.
 
 Source: `metadata[k]=v` (both SDKs, brackets percent-encoded), `metadata=null`, `metadata=` (Node, null).
 """
@@ -15,7 +15,7 @@ _MOST = 16
 
 @dataclass(frozen=True, slots=True)
 class LabelFilter:
-    """Which metadata a job must have, or that it must have none."""
+    """Which metadata an object must have, or that it must have none."""
 
     labels: dict[str, str]
     without: bool
@@ -28,7 +28,7 @@ def read_filter(request: Request) -> LabelFilter:
         if name == "metadata":
             if value not in ("", "null"):
                 raise refusals.invalid(
-                    "expected metadata[key]=value, or null for jobs without metadata", name
+                    "expected metadata[key]=value, or null for objects without metadata", name
                 )
             without = True
         elif name.startswith("metadata[") and name.endswith("]"):

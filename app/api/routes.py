@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 
 from app.api import (
     checkpoints,
+    completions,
     evaluations,
     events,
     files,
@@ -36,6 +37,7 @@ NOUNS = (
     models,
     permissions,
     webhooks,
+    completions,
 )
 
 

@@ -155,6 +155,30 @@ class Inner:
 
 
 @dataclass(frozen=True, slots=True)
+class Array:
+    """So many values of one kind."""
+
+    each: Field
+    most: int
+    least: int = 1
+
+    def check(self, value: Any, param: str) -> list[Any]:
+        """Return the values in their normal forms."""
+        if not isinstance(value, list):
+            raise refusals.wrong_type("an array", value, param)
+        if not self.least <= len(value) <= self.most:
+            raise refusals.invalid(
+                f"it must hold {self.least} to {self.most} values, but holds {len(value)}", param
+            )
+        return [self.each.check(one, f"{param}[{place}]") for place, one in enumerate(value)]
+
+    def schema(self) -> Schema:
+        """Return the bounds and what each value may be."""
+        bounds = {"minItems": self.least, "maxItems": self.most}
+        return {"type": "array", "items": self.each.schema(), **bounds}
+
+
+@dataclass(frozen=True, slots=True)
 class Absent:
     """What OpenAI knows and this server does not offer: only null, or a value that changes nothing."""
 

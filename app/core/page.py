@@ -3,7 +3,8 @@
 Source: OpenAI's list routes take `after` (the id of the last row seen) and `limit`.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -49,3 +50,17 @@ def read_page(
         query = query.where(place < seen if descending else place > seen)
     rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
     return Page(rows[:limit], len(rows) > limit)
+
+
+def labelled(
+    session: Session, query: Select[T], column: Any, *, labels: Mapping[str, str], without: bool = False
+) -> Select[T]:
+    """Return `query` for rows whose JSON `column` has all these pairs, or which have none at all."""
+    if without:
+        query = query.where(column.is_(None))
+    for key, value in labels.items():
+        # SQLite reads a key inside a quoted JSON path.
+        quoted = json.dumps(key, ensure_ascii=False)[1:-1]
+        place = quoted if session.get_bind().dialect.name == "sqlite" else key
+        query = query.where(column[place].as_string() == value)
+    return query

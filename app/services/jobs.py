@@ -6,7 +6,6 @@ validator and one set of messages.
 Source: https://platform.openai.com/docs/api-reference/fine-tuning/create
 """
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from app.core import clock, queue
 from app.core.db import database_now
 from app.core.errors import InvalidRequest, NotFound
 from app.core.ids import new_id
-from app.core.page import Page, read_page
+from app.core.page import Page, labelled, read_page
 from app.core.refusals import invalid
 from app.core.settings import Settings
 from app.core.status import MOVES, TERMINAL, origins
@@ -113,10 +112,7 @@ def list_jobs(
     query = select(Job).where(Job.project_id == project_id)
     if statuses is not None:
         query = query.where(Job.status.in_(statuses))
-    if without_labels:
-        query = query.where(Job.labels.is_(None))
-    for key, value in (labels or {}).items():
-        query = query.where(Job.labels[_json_key(session, key)].as_string() == value)
+    query = labelled(session, query, Job.labels, labels=labels or {}, without=without_labels)
     return read_page(
         session,
         query,
@@ -125,13 +121,6 @@ def list_jobs(
         limit=limit,
         after=after,
     )
-
-
-def _json_key(session: Session, key: str) -> str:
-    """Return `key` as this database wants it: SQLite reads it inside a quoted JSON path."""
-    if session.get_bind().dialect.name == "sqlite":
-        return json.dumps(key, ensure_ascii=False)[1:-1]
-    return key
 
 
 def queue_position(session: Session, *, job: Job) -> int:

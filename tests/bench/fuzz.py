@@ -21,6 +21,7 @@ from app.api.routes import NOUNS
 from app.core import migrate, refusals
 from app.core.settings import Settings
 from tests.app.api.server import GRADER, LINES, METHOD, MODEL, Server, serving
+from tests.engine import engine_running
 
 NESTED = b"[" * 5_000 + b"]" * 5_000
 # Written into JSON as they stand, so that there may be what no encoder would write.
@@ -145,10 +146,46 @@ def bodies(file_id: str) -> dict[str, dict[str, Any]]:
         },
         "/fine_tuning/alpha/graders/validate": {"grader": reinforcement["grader"]},
         "/fine_tuning/checkpoints/{model_id:path}/permissions": {"project_ids": ["proj_x"]},
+        "/chat/completions": _completion(),
+        "/chat/completions/{completion_id}": {"metadata": {"a": "b"}},
         "/webhook_endpoints": webhook,
         "/webhook_endpoints/{endpoint_id}": webhook,
         "/webhook_endpoints/{endpoint_id}/rotate_secret": {"keep_old_secret_active_for_24_hours": True},
         "/webhook_endpoints/{endpoint_id}/test": {"event_type": "fine_tuning.job.failed"},
+    }
+
+
+def _completion() -> dict[str, Any]:
+    function = {"name": "look", "description": "x", "parameters": {"type": "object"}, "strict": True}
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be short."}]},
+        {"role": "user", "content": "2+2?", "name": "me"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "a"},
+    ]
+    schema = {"name": "a", "strict": True, "schema": {"type": "object"}}
+    return {
+        "model": MODEL,
+        "messages": messages,
+        "temperature": 0.5,
+        "top_p": 1,
+        "n": 2,
+        "stop": ["x"],
+        "max_completion_tokens": 3,
+        "seed": 1,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "logit_bias": {"1": 2},
+        "presence_penalty": 0,
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "store": True,
+        "metadata": {"a": "b"},
+        "user": "me",
     }
 
 
@@ -313,7 +350,8 @@ def main() -> int:
             data=Path(name), broker_url="memory://", max_json_bytes=200_000, wrong_keys_per_minute=0
         )
         migrate.upgrade(settings)
-        with serving(settings) as server:
+        with engine_running() as engine, serving(settings) as server:
+            engine.write_providers(settings.root, MODEL)
             made = server.raw(
                 "POST", "/v1/files", files={"file": ("a.jsonl", LINES)}, data={"purpose": "fine-tune"}
             )

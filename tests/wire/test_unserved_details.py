@@ -54,15 +54,13 @@ def test_detail_03_preference_data_is_kept_but_not_trained_on(
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/chat/completions", {"messages": MESSAGES}), ("/v1/responses", {"input": "2+2?"})],
-    ids=["chat", "responses"],
+    [("/v1/responses", {"input": "2+2?"})],
+    ids=["responses"],
 )
 def test_detail_20_a_stream_is_refused_before_it_begins(server: Server, path: str, body: Any) -> None:
     _is_no_route(server, "POST", path, json={"model": MODEL, "stream": True, **body})
 
 
 def test_detail_20_the_client_says_that_streams_are_not_found(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
     with pytest.raises(openai.NotFoundError):
         client.responses.create(model=MODEL, input="2+2?", stream=True)

@@ -1,7 +1,7 @@
 """The envelopes of lists. `has_more` always stands: Node's client takes a missing one for false."""
 
 from collections.abc import Callable, Iterable
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -55,3 +55,9 @@ def listed_with_ends(page: Page[Named], render: Callable[[Named], T]) -> ListedW
 def catalogue(rows: Iterable[R], render: Callable[[R], T]) -> Catalogue[T]:
     """Return everything at once."""
     return Catalogue(data=[render(row) for row in rows])
+
+
+def rows_with_ends(page: Page[dict[str, Any]]) -> ListedWithEnds[dict[str, Any]]:
+    """Return a page of what is plain JSON already."""
+    first, last = (page.rows[0]["id"], page.rows[-1]["id"]) if page.rows else (None, None)
+    return ListedWithEnds(data=list(page.rows), has_more=page.has_more, first_id=first, last_id=last)

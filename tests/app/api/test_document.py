@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import pytest
 from fastapi.routing import APIRoute
 
@@ -18,8 +19,9 @@ from app.core import migrate
 from app.core.context import Context
 from app.core.settings import Settings
 from app.services import api_keys
-from tests.app.api.server import Server, serving
+from tests.app.api.server import MODEL, Server, serving
 from tests.app.dashboard import seed
+from tests.engine import engine_running
 
 CHECKS = (
     "not_a_server_error",
@@ -81,7 +83,8 @@ def inhabited(settings: Settings) -> Iterator[tuple[Server, str, seed.Seeded]]:
     with context.db.transaction() as session:
         _, key = api_keys.create_key(session, project_id=made.project_id, name="schemathesis")
     context.db.dispose()
-    with serving(settings) as server:
+    with engine_running() as engine, serving(settings) as server:
+        engine.write_providers(settings.root, MODEL)
         yield server, key, made
 
 
@@ -118,3 +121,30 @@ def test_the_service_does_what_the_document_says(
     assert cases is not None, ran.stdout
     assert int(cases[1]) == int(cases[2]) > 1_000
     print(f"SCHEMATHESIS {cases[1]} cases, 0 failures")
+
+
+def test_completions_are_as_described(server: Server, document: dict[str, Any]) -> None:
+    """Schemathesis seldom guesses a model's name, so what a model answers is looked at here."""
+    messages = [{"role": "user", "content": "one two"}]
+    tool = {"type": "function", "function": {"name": "look"}}
+    body = {"model": MODEL, "messages": messages, "store": True, "logprobs": True, "top_logprobs": 1}
+    with engine_running() as engine:
+        engine.write_providers(server.context.settings.root, MODEL)
+        made = server.raw("POST", "/v1/chat/completions", json=body).json()
+        engine.calls = [{"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+        called = server.raw("POST", "/v1/chat/completions", json=body | {"tools": [tool]}).json()
+    address = f"/v1/chat/completions/{made['id']}"
+    for name, value in {
+        "NewCompletion": body,
+        "Completion": made,
+        "StoredCompletion": server.raw("GET", address).json(),
+        "StoredCompletions": server.raw("GET", "/v1/chat/completions").json(),
+        "StoredMessages": server.raw("GET", f"{address}/messages").json(),
+    }.items():
+        _check(document, name, value)
+    _check(document, "Completion", called)
+
+
+def _check(document: dict[str, Any], name: str, value: Any) -> None:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    jsonschema_rs.Draft202012Validator(schema).validate(value)

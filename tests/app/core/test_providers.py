@@ -1,10 +1,13 @@
 """The operator's file of model providers: who answers for a name, and what is wrong with a bad file."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.core.engines import serve
 from app.core.providers import Providers, ProvidersError
+from app.core.settings import Settings
 
 TWO = """
 [[provider]]
@@ -74,3 +77,47 @@ def test_a_bad_file_names_its_place(tmp_path: Path, text: str, told: str) -> Non
     with pytest.raises(ProvidersError, match=told) as caught:
         _read(tmp_path, text)
     assert "providers.toml" in str(caught.value)
+
+
+ENGINES = """
+[[engine]]
+name = "plain"
+base_url = "http://127.0.0.1:8001/v1"
+[engine.models]
+"qwen3-4b" = "Qwen/Qwen3-4B"
+
+[[engine]]
+name = "vllm"
+base_url = "http://127.0.0.1:8002/v1"
+adapters = true
+data = "/mnt/tunesmith"
+[engine.models]
+"qwen3-4b" = "Qwen/Qwen3-4B"
+"""
+
+
+def test_an_engine_answers_for_its_base_models(tmp_path: Path) -> None:
+    providers = _read(tmp_path, ENGINES)
+    plain, vllm = providers.engines
+    assert providers.engine("qwen3-4b", adapter=False) == plain
+    assert providers.engine("qwen3-4b", adapter=True) == vllm
+    assert providers.engine("other", adapter=False) is None
+    with pytest.raises(ProvidersError, match="engine 2, adapters"):
+        _read(tmp_path, ENGINES.replace("adapters = true", "adapters = 3"))
+
+
+def test_who_serves_a_model(tmp_path: Path) -> None:
+    """The engine that can, under names of its own; else our own process, at its socket."""
+    settings, providers = Settings(data=tmp_path), _read(tmp_path, ENGINES)
+    asked: Any = {"settings": settings, "providers": providers}
+    weights = settings.root / "jobs" / "a" / "model.tok-1"
+    base = serve("qwen3-4b", base_model="qwen3-4b", adapter=None, **asked)
+    assert (base.engine.name, base.name, base.adapter) == ("plain", "Qwen/Qwen3-4B", None)
+    tuned = serve("ft:qwen3-4b:x::y", base_model="qwen3-4b", adapter=weights, **asked)
+    again = serve("ft:qwen3-4b:x::z", base_model="qwen3-4b", adapter=weights, **asked)
+    assert tuned.adapter == "/mnt/tunesmith/jobs/a/model.tok-1"
+    assert tuned.name.startswith("tunesmith-")
+    assert tuned.name != again.name
+    ours = serve("ft:other:x::y", base_model="other", adapter=weights, **asked)
+    assert (ours.is_ours, ours.name, ours.adapter) == (True, "ft:other:x::y", None)
+    assert ours.socket == settings.inference_socket
