@@ -84,6 +84,11 @@ bench-fuzz: $(DEV_STAMP) ## send thousands of malformed requests to every route:
 bench-engine: $(SERVICE_STAMP) $(BENCH_STAMP) model ## time training beside TRL on three shapes; an hour on two cores
 	@$(BIN)/python -m tests.bench.engine
 
+.PHONY: bench-long
+bench-long: $(SERVICE_STAMP) model ## take 500 steps and compare late with early; what a slow grader adds to a step
+	@$(BIN)/python -m tests.bench.long
+	@$(BIN)/python -m tests.bench.overlap
+
 .PHONY: lint
 lint: $(DEV_STAMP) ## lint, format, types, import contracts and vendored files, without the tests
 	@$(BIN)/ruff check

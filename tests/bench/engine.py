@@ -96,8 +96,14 @@ class Bench:
             for _ in range(WARM + self.steps):
                 steps.append((ours.step(), theirs.step()))
             our_end, their_end = ours.end(), theirs.end()
-            problems = [f"ours: {said}" for said in _problems(shape, [mine for mine, _ in steps])]
-            problems += [f"TRL: {said}" for said in _problems(shape, [other for _, other in steps])]
+            problems = [
+                f"ours: {said}"
+                for said in _problems(shape, ours.ready["prompts"], [mine for mine, _ in steps])
+            ]
+            problems += [
+                f"TRL: {said}"
+                for said in _problems(shape, ours.ready["prompts"], [other for _, other in steps])
+            ]
             for fact in ("prompts", "dtype", "threads"):
                 if ours.ready[fact] != theirs.ready[fact]:
                     problems.append(f"{fact}: ours {ours.ready[fact]}, TRL's {theirs.ready[fact]}")
@@ -164,7 +170,9 @@ class Bench:
                 parts = {name: round(step[name], 2) for name in ("sampling", "training", "seconds")}
                 _print("STEP", {"step": number, **parts})
             end = side.end()
-            return _figures(work.shape, side.ready, steps[1:] or steps, end), _problems(work.shape, steps)
+            return _figures(work.shape, side.ready, steps[1:] or steps, end), _problems(
+                work.shape, side.ready["prompts"], steps
+            )
 
     def _work(self, shape: Shape, model: Path, settings: dict[str, Any]) -> Work:
         extra = 0 if self.arguments.ours or self.arguments.trl else WARM
@@ -201,10 +209,12 @@ def _figures(
     return figures
 
 
-def _problems(shape: Shape, steps: list[dict[str, Any]]) -> list[str]:
+def _problems(shape: Shape, prompts: str, steps: list[dict[str, Any]]) -> list[str]:
     """Return what a side did that was not the work."""
     said = []
     for number, step in enumerate(steps, start=1):
+        if step["prompts"] != prompts:
+            said.append(f"step {number}: other prompts than the work's")
         if step["lengths"] != [shape.answer_tokens] or step["answers"] != shape.samples:
             said.append(f"step {number}: {step['answers']} answers of {step['lengths']} tokens")
         if step["groups_skipped"] or not step["updated"]:

@@ -74,7 +74,8 @@ def main() -> None:
         started = perf_counter()
         report = next(steps)
         seconds = perf_counter() - started
-        say("step", seconds=seconds, rate=matrix_rate(torch, policy.device, policy.dtype), **_figures(report))
+        rate = matrix_rate(torch, policy.device, policy.dtype)
+        say("step", seconds=seconds, rate=rate, prompts=fingerprint(tokens), **_figures(report))
     say("end", peak_mb=peak_mb(), gpu_peak_mb=_gpu_peak_mb())
 
 

@@ -40,17 +40,17 @@ class Side:
             stderr=self.errors,
             text=True,
         )
-        self.ready = self._hear("ready")
+        self.ready = self.hear("ready")
 
     def step(self) -> dict[str, Any]:
         """Have one step taken and return its figures."""
         self._tell("step")
-        return self._hear("step")
+        return self.hear("step")
 
     def end(self) -> dict[str, Any]:
         """Have the process end by itself and return its last figures."""
         self._tell("end")
-        return self._hear("end")
+        return self.hear("end")
 
     def close(self) -> None:
         """Make sure that the process is gone."""
@@ -64,7 +64,8 @@ class Side:
             self.process.stdin.write(f"{word}\n")
             self.process.stdin.flush()
 
-    def _hear(self, kind: str) -> dict[str, Any]:
+    def hear(self, kind: str) -> dict[str, Any]:
+        """Return the next facts of this kind; what the process prints beside is passed over."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(MARK):

@@ -39,18 +39,18 @@ from tests.bench.engine_work import (
 class Told(TrainerCallback):
     """Begins each step when told to, and says what it took and did; ends the training with the orders."""
 
-    def __init__(self, times: dict[str, float], answers: list[list[int]]) -> None:
+    def __init__(self) -> None:
         self.orders = orders()
-        self.times = times
-        self.answers = answers
-        self.trainer: Any = None
-        self.logged: dict[str, float] = {}
+        self.times: dict[str, float] = {}
+        self.prompts: list[list[int]] = []
+        self.answers: list[list[int]] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if next(self.orders, self) is self:
             raise Done
         self.times.clear()
         self.answers.clear()
+        self.prompts.clear()
         self.started = perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,6 +66,7 @@ class Told(TrainerCallback):
         say(
             "step",
             seconds=self.seconds,
+            prompts=fingerprint(self.prompts),
             lengths=sorted({len(answer) for answer in self.answers}),
             answers=len(self.answers),
             groups_skipped=round(float(logs["frac_reward_zero_std"]) * groups),
@@ -88,9 +89,7 @@ def main() -> None:
     work = Work.from_json(sys.argv[1])
     if work.threads is not None:
         torch.set_num_threads(work.threads)
-    times: dict[str, float] = {}
-    answers: list[list[int]] = []
-    told = Told(times, answers)
+    told = Told()
     with tempfile.TemporaryDirectory() as folder:
         trainer, tokens, dtype = _trainer(work, folder, told)
         say(
@@ -183,6 +182,7 @@ def _watch(trainer: Any, told: Told) -> None:
         started = perf_counter()
         result = generate(*args, **kwargs)
         told.times["sampling"] = told.times.get("sampling", 0.0) + perf_counter() - started
+        told.prompts.extend(args[0])
         told.answers.extend(result[0])
         return result
 

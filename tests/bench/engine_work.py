@@ -78,17 +78,30 @@ def planted(index: int) -> float:
 
 
 def fingerprint(prompts: Sequence[Sequence[int]]) -> str:
-    """Return what two sides with the same prompts have in common."""
-    return hashlib.sha256(json.dumps([list(tokens) for tokens in prompts]).encode()).hexdigest()[:16]
+    """Return what two sides with the same prompts have in common, whatever the order and how often."""
+    different = sorted({tuple(tokens) for tokens in prompts})
+    return hashlib.sha256(json.dumps(different).encode()).hexdigest()[:16]
 
 
 def peak_mb() -> float:
     """Return the most memory this process has held, in MB."""
+    return _status("VmHWM") or _most_mb()
+
+
+def resident_mb() -> float:
+    """Return the memory this process holds now, in MB; the most it has held where the system won't say."""
+    return _status("VmRSS") or _most_mb()
+
+
+def _status(name: str) -> float | None:
     status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
+    if not status.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024 / 1e6
+
+
+def _most_mb() -> float:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 

@@ -1,0 +1,96 @@
+"""Whether a long run stays as it began: 500 steps of a tiny model, early steps beside late ones.
+
+Answers have one length and planted rewards, so that every step is the same work; each tenth is validated,
+each fiftieth saved, as in a job. That memory grows by no more than 2% is a claim; that a step takes no more
+than 10% longer, by the clock and in processor time, is an aim. Run by `make bench-long`.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter, process_time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from tests.bench.engine_work import planted, resident_mb
+from tests.tiny_model import build_tiny_model
+from worker.engine.config import TrainingConfig
+from worker.engine.policy import Policy
+from worker.engine.reinforcement import Reinforcement
+from worker.engine.types import Prompt, Rollout
+
+STEPS = int(os.environ.get("STEPS", "500"))
+MOST_MEMORY, MOST_TIME = 0.02, 0.10
+
+
+def main() -> int:
+    """Print a line each; 1 when memory grew."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as name:
+        seconds, cpu, memory = _run(Path(name))
+    fifth = len(memory) // 5
+    # The first fifth warms up: allocators and caches find their size.
+    early, late = slice(fifth, 2 * fifth), slice(-fifth, None)
+    grown = _line("memory_mb", memory, early, late, MOST_MEMORY)
+    for what, values in (("step_ms", seconds), ("step_cpu_ms", cpu)):
+        _line(what, [value * 1000 for value in values], early, late, MOST_TIME)
+    return 0 if grown <= MOST_MEMORY else 1
+
+
+def _run(folder: Path) -> tuple[list[float], list[float], list[float]]:
+    config = TrainingConfig(
+        seed=1,
+        batch_size=4,
+        samples_per_prompt=4,
+        total_steps=STEPS,
+        max_completion_tokens=16,
+        lora_rank=4,
+        eval_interval=10,
+        threads=1,
+    )
+    policy = Policy.load(build_tiny_model(folder / "model"), config=config)
+    policy.stop_ids = ()
+    prompts = [Prompt(index, policy.encode_chat([_asking(index)])) for index in range(16)]
+    run = Reinforcement(
+        policy,
+        train_prompts=prompts,
+        valid_prompts=prompts[:4],
+        score=_score,
+        config=config,
+        base_line=False,
+    )
+    seconds, cpu, memory = [], [], []
+    started, used = perf_counter(), process_time()
+    for report in run.steps():
+        if report.validation is None:
+            seconds.append(perf_counter() - started)
+            cpu.append(process_time() - used)
+            memory.append(resident_mb())
+        if report.step % 50 == 0:
+            run.save_checkpoint(folder / f"step-{report.step}")
+        started, used = perf_counter(), process_time()
+    return seconds, cpu, memory
+
+
+def _line(what: str, values: Sequence[float], early: slice, late: slice, most: float) -> float:
+    """Print medians of the two windows and return how much the second is above the first."""
+    first, last = statistics.median(values[early]), statistics.median(values[late])
+    change = last / first - 1
+    facts = {"what": what, "steps": STEPS, "early": round(first, 2), "late": round(last, 2)}
+    print("LONG", json.dumps({**facts, "change": round(change, 4), "within": most}), flush=True)
+    return change
+
+
+def _asking(index: int) -> dict[str, str]:
+    return {"role": "user", "content": f"Say {index:02d}"}
+
+
+def _score(rollouts: Sequence[Rollout]) -> list[float]:
+    return [planted(rollout.sample_index) for rollout in rollouts]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
