@@ -30,7 +30,7 @@ MODEL_FILE := "$${TUNESMITH_MODELS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tunesmith/
 
 .PHONY: help
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: up ## set up, start, fine-tune a real model on the sample project, and show before and after
@@ -66,7 +66,7 @@ test: system lint graders $(MODELS_STAMP) ## lint, types, import contracts, then
 	@$(BIN)/python -m pytest
 
 .PHONY: bench
-bench: bench-api bench-fuzz bench-graders ## run every benchmark; a claim that fails ends it
+bench: bench-api bench-fuzz bench-graders bench-long ## run the benchmarks of minutes; a failed claim ends it (engine, learning: apart)
 
 .PHONY: bench-api
 bench-api: $(DEV_STAMP) ## time the API: a page at 100 and 100,000 jobs, requests a second beside a bare route
@@ -81,8 +81,13 @@ bench-fuzz: $(DEV_STAMP) ## send thousands of malformed requests to every route:
 	@$(BIN)/python -m tests.bench.fuzz
 
 .PHONY: bench-engine
-bench-engine: $(SERVICE_STAMP) $(BENCH_STAMP) model ## time training beside TRL on three shapes; an hour on two cores
+bench-engine: $(SERVICE_STAMP) $(BENCH_STAMP) model ## apart from `bench`: time training beside TRL on three shapes (an hour)
 	@$(BIN)/python -m tests.bench.engine
+
+.PHONY: bench-learning
+bench-learning: $(SERVICE_STAMP) $(BENCH_STAMP) model ## apart from `bench`: learn beside TRL from equally many answers (half an hour)
+	@$(BIN)/python -m tests.bench.learning --task letter --seeds 1 2 3 4
+	@$(BIN)/python -m tests.bench.learning --task sums --seeds 1 2 --curve
 
 .PHONY: bench-long
 bench-long: $(SERVICE_STAMP) model ## take 500 steps and compare late with early; what a slow grader adds to a step

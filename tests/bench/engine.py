@@ -76,13 +76,13 @@ class Bench:
     def run(self, shape: Shape, model: Path) -> bool:
         """Measure one shape on the sides asked for, print, and say whether the claims held."""
         if self.arguments.ours:
-            figures, problems = self._alone("engine_ours", self._work(shape, model, {}))
-            _print("OURS", {"shape": shape.name, **figures})
+            measured, problems = self._alone("engine_ours", self._work(shape, model, {}))
+            _print("OURS", {"shape": shape.name, **measured})
             return _held(shape, problems)
         settings = self.arguments.settings or self._sweep(shape, model)
         if self.arguments.trl:
-            figures, problems = self._alone("engine_trl", self._work(shape, model, settings))
-            _print("TRL", {"shape": shape.name, **figures, "trl_settings": _told(settings)})
+            measured, problems = self._alone("engine_trl", self._work(shape, model, settings))
+            _print("TRL", {"shape": shape.name, **measured, "trl_settings": _told(settings)})
             return _held(shape, problems)
         return self._compare(shape, model, settings)
 
@@ -95,20 +95,17 @@ class Bench:
         ):
             for _ in range(WARM + self.steps):
                 steps.append((ours.step(), theirs.step()))
-            our_end, their_end = ours.end(), theirs.end()
-            problems = [
-                f"ours: {said}"
-                for said in _problems(shape, ours.ready["prompts"], [mine for mine, _ in steps])
-            ]
-            problems += [
-                f"TRL: {said}"
-                for said in _problems(shape, ours.ready["prompts"], [other for _, other in steps])
-            ]
-            for fact in ("prompts", "dtype", "threads"):
-                if ours.ready[fact] != theirs.ready[fact]:
-                    problems.append(f"{fact}: ours {ours.ready[fact]}, TRL's {theirs.ready[fact]}")
-            our = _figures(shape, ours.ready, [mine for mine, _ in steps[WARM:]], our_end)
-            trl = _figures(shape, theirs.ready, [other for _, other in steps[WARM:]], their_end)
+            mine, others = (list(taken) for taken in zip(*steps, strict=True))
+            our = figures(shape, ours.ready, mine[WARM:], ours.end())
+            trl = figures(shape, theirs.ready, others[WARM:], theirs.end())
+        work = ours.ready["prompts"]
+        problems = [f"ours: {said}" for said in problems_of(shape, work, mine)]
+        problems += [f"TRL: {said}" for said in problems_of(shape, work, others)]
+        problems += [
+            f"{fact}: ours {ours.ready[fact]}, TRL's {theirs.ready[fact]}"
+            for fact in ("dtype", "threads")
+            if ours.ready[fact] != theirs.ready[fact]
+        ]
         line = {
             "shape": shape.name,
             "model": model.name,
@@ -125,9 +122,8 @@ class Bench:
             "trl_share": trl["share"],
             "matrix_gflops": our["matrix_gflops"],
         }
-        for name in ("gpu_peak_mb",):
-            if our[name] is not None:
-                line |= {name: our[name], f"trl_{name}": trl[name]}
+        if our["gpu_peak_mb"] is not None:
+            line |= {"gpu_peak_mb": our["gpu_peak_mb"], "trl_gpu_peak_mb": trl["gpu_peak_mb"]}
         _print("ENGINE", line)
         return _held(shape, problems)
 
@@ -170,16 +166,15 @@ class Bench:
                 parts = {name: round(step[name], 2) for name in ("sampling", "training", "seconds")}
                 _print("STEP", {"step": number, **parts})
             end = side.end()
-            return _figures(work.shape, side.ready, steps[1:] or steps, end), _problems(
-                work.shape, side.ready["prompts"], steps
-            )
+        measured = figures(work.shape, side.ready, steps[1:] or steps, end)
+        return measured, problems_of(work.shape, side.ready["prompts"], steps)
 
     def _work(self, shape: Shape, model: Path, settings: dict[str, Any]) -> Work:
         extra = 0 if self.arguments.ours or self.arguments.trl else WARM
         return Work(shape, str(model), self.steps + extra, self.arguments.threads, settings)
 
 
-def _figures(
+def figures(
     shape: Shape, ready: dict[str, Any], steps: list[dict[str, Any]], end: dict[str, Any]
 ) -> dict[str, Any]:
     """Return medians over steps; the floor is engine.md's, at the matrix rate measured between the steps."""
@@ -189,7 +184,7 @@ def _figures(
         for part in ("sampling", "training")
     }
     share["waiting"] = round(max(0.0, 1 - share["sampling"] - share["training"]), 3)
-    figures: dict[str, Any] = {
+    result: dict[str, Any] = {
         "samples_per_s": round(shape.samples / seconds, 3),
         "step_s": round(seconds, 3),
         "share": share,
@@ -201,15 +196,15 @@ def _figures(
         tokens = ready["prompt_tokens"] + shape.samples * shape.answer_tokens
         # Two operations a parameter to sample a token, four to train it; every planted group has signal.
         floor = 6 * ready["parameters"] * tokens / rate
-        figures |= {
+        result |= {
             "floor_s": round(floor, 2),
             "floor_ratio": round(seconds / floor, 2),
             "matrix_gflops": round(rate / 1e9, 1),
         }
-    return figures
+    return result
 
 
-def _problems(shape: Shape, prompts: str, steps: list[dict[str, Any]]) -> list[str]:
+def problems_of(shape: Shape, prompts: str, steps: list[dict[str, Any]]) -> list[str]:
     """Return what a side did that was not the work."""
     said = []
     for number, step in enumerate(steps, start=1):

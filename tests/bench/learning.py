@@ -27,6 +27,7 @@ from tests.bench.engine import TRL_PYTHON
 from tests.bench.engine_sides import running
 from tests.bench.engine_work import ALPHA, RANK
 from tests.bench.learning_tasks import ROOT, Asked, Item, Task, task
+from tests.tiny_model import build_tiny_model
 from worker.engine.config import TrainingConfig
 from worker.engine.evaluate import evaluate
 from worker.engine.grammar import Grammar
@@ -43,47 +44,62 @@ HELD_OUT_SEED = 12345
 def main() -> int:
     """Print what was asked for; 1 when ours is worse than TRL's."""
     arguments = _arguments()
-    model = arguments.model or fetch_default(Settings().models)
-    held = True
-    if not arguments.curve:
-        held = compare(task(arguments.task), model, arguments)
-    if arguments.curve or arguments.task == "sums":
-        curve(model)
-    return 0 if held else 1
-
-
-def compare(work: Task, model: Path, arguments: argparse.Namespace) -> bool:
-    """Train both sides with each seed, print the line, and say whether ours is not worse."""
-    rewards: dict[str, list[list[float]]] = {"base": [], "ours": [], "trl": []}
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as name:
         folder = Path(name)
-        for seed in arguments.seeds:
-            judge = _load(work, model, seed)
-            base = rewards["base"][0] if rewards["base"] else _held_out(judge, work, tuned=False)
-            rewards["base"].append(base)
-            rewards["ours"].append(_train_ours(judge, work, seed))
-            rate = _config(work, judge.parameter_count, seed).learning_rate
-            order = {"task": work.name, "model": str(model), "seed": seed, "rate": rate}
-            _train_trl(work, {**order, "folder": str(folder / f"{seed}"), "settings": arguments.settings})
-            judge.load_adapter(folder / f"{seed}")
-            rewards["trl"].append(_held_out(judge, work, tuned=True))
+        held = [
+            compare(work, _model(work, arguments.model, folder), arguments, folder / work.name)
+            for work in map(task, arguments.task)
+        ]
+    if arguments.curve:
+        curve(arguments.model or fetch_default(Settings().models))
+    return 0 if all(held) else 1
+
+
+def _model(work: Task, named: Path | None, folder: Path) -> Path:
+    if work.tiny:
+        return build_tiny_model(folder / "tiny")
+    return named or fetch_default(Settings().models)
+
+
+def compare(work: Task, model: Path, arguments: argparse.Namespace, folder: Path) -> bool:
+    """Train both sides with each seed, print the line, and say whether ours is not worse."""
+    rewards: dict[str, list[list[float]]] = {"base": [], "ours": [], "trl": []}
+    seconds = {"ours": 0.0, "trl": 0.0}
+    for seed in arguments.seeds:
+        policy = _load(work, model, seed)
+        config = _config(work, policy.parameter_count, seed)
+        base = rewards["base"][0] if rewards["base"] else _held_out(policy, work, tuned=False)
+        rewards["base"].append(base)
+        started = perf_counter()
+        _train_ours(policy, work, config)
+        seconds["ours"] += perf_counter() - started
+        rewards["ours"].append(_held_out(policy, work, tuned=True))
+        order = {"task": work.name, "model": str(model), "seed": seed, "rate": config.learning_rate}
+        started = perf_counter()
+        _train_trl(work, {**order, "folder": str(folder / f"{seed}"), "settings": arguments.settings})
+        seconds["trl"] += perf_counter() - started
+        policy.load_adapter(folder / f"{seed}")
+        rewards["trl"].append(_held_out(policy, work, tuned=True))
+    sides = {side: np.array(values) for side, values in rewards.items()}
+    gains = {side: interval(sides[side] - sides["base"]) for side in ("ours", "trl")}
+    difference = interval(sides["ours"] - sides["trl"])
+    verdict = verdict_of(gains, difference)
     line = {
         "task": work.name,
-        "model": model.name,
-        "steps": work.steps,
+        "verdict": verdict,
+        **{side: interval(values) for side, values in sides.items()},
+        **{f"{side}_gain": gain for side, gain in gains.items()},
+        "ours_minus_trl": difference,
         "samples": work.steps * work.prompts * work.answers,
-        "learning_rate": rate,
+        "steps": work.steps,
         "seeds": arguments.seeds,
         "items": len(work.held_out),
-        **{side: _interval(np.array(values)) for side, values in rewards.items()},
+        "learning_rate": config.learning_rate,
+        "seconds": {side: round(value) for side, value in seconds.items()},
+        "model": model.name,
     }
-    sides = {side: np.array(values) for side, values in rewards.items()}
-    gains = {side: _interval(sides[side] - sides["base"]) for side in ("ours", "trl")}
-    difference = _interval(sides["ours"] - sides["trl"])
-    line |= {f"{side}_gain": gain for side, gain in gains.items()} | {"ours_minus_trl": difference}
-    line["verdict"] = _verdict(gains, difference)
     print("LEARNING", json.dumps(line), flush=True)
-    return line["verdict"] != "worse than TRL"
+    return verdict != "worse than TRL"
 
 
 def curve(model: Path) -> None:
@@ -144,17 +160,16 @@ def _load(work: Task, model: Path, seed: int) -> Policy:
     return Policy.load(model, config=_config(work, 1, seed))
 
 
-def _train_ours(policy: Policy, work: Task, seed: int) -> list[float]:
+def _train_ours(policy: Policy, work: Task, config: TrainingConfig) -> None:
     run = Reinforcement(
         policy,
         train_prompts=_prompts(policy, work.train),
         valid_prompts=[],
         score=_Score(work, {"train": work.train}),
-        config=_config(work, policy.parameter_count, seed),
+        config=config,
     )
     for report in run.steps():
-        _tell("ours", seed, report.step, report.metrics.reward_mean or 0.0)
-    return _held_out(policy, work, tuned=True)
+        _tell("ours", config.seed, report.step, report.metrics.reward_mean or 0.0)
 
 
 def _train_trl(work: Task, order: dict[str, Any]) -> None:
@@ -196,7 +211,7 @@ def _tokens(policy: Policy, asked: Asked) -> tuple[int, ...]:
     return policy.encode_chat(asked)
 
 
-def _interval(values: Any) -> dict[str, Any]:
+def interval(values: Any) -> dict[str, Any]:
     """Return the mean over seeds and items and its 95% interval. Shapes: [seeds, items]."""
     seeds, items = values.shape
     draw = np.random.default_rng(0)
@@ -212,7 +227,7 @@ def _interval(values: Any) -> dict[str, Any]:
     }
 
 
-def _verdict(gains: dict[str, Any], difference: dict[str, Any]) -> str:
+def verdict_of(gains: dict[str, Any], difference: dict[str, Any]) -> str:
     if all(gain["ci95"][0] <= 0 for gain in gains.values()):
         return "not shown"
     low, high = difference["ci95"]
@@ -227,10 +242,10 @@ def _tell(side: str, seed: int, step: int, reward: float) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=("sums", "orders", "genes"), default="sums")
+    parser.add_argument("--task", choices=("letter", "sums", "orders", "genes"), nargs="*", default=[])
     parser.add_argument("--model", type=Path, help="a model folder; by default the model store's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--curve", action="store_true", help="the sample project's curve alone")
+    parser.add_argument("--curve", action="store_true", help="print the sample project's curve too")
     parser.add_argument("--settings", type=json.loads, default={}, help="TRL's batch and checkpointing, JSON")
     return parser.parse_args()
 
