@@ -91,6 +91,8 @@ class Run:
         with equipped(settings, plan.grader) as equipment:
             self._note(equipment.notes)
             policy = Policy.load(plan.model_dir, config=plan.config)
+            if policy.note is not None and self._job().checkpoint_uri is None:
+                self._note([("info", policy.note)])
             if plan.start is not None:
                 policy.load_adapter(plan.start)
             plan = plan.encoded(policy)

@@ -48,6 +48,7 @@ class PackedLayout:
         self.remember = remember
         self.keys: list[Tensor] = []  # one [Hkv, N, D] a layer
         self.values: list[Tensor] = []
+        self.past: Any = None  # what the plain path remembers instead
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         if self.remember:

@@ -5,6 +5,7 @@ files live here; what is done with them does not. Built by the trainer and by wh
 model.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,16 @@ from transformers.utils import logging
 from worker.engine import attention
 from worker.engine.attention import Layout, PackedLayout, attending
 from worker.engine.config import TrainingConfig
+from worker.engine.decoding import DecodeLayout
 from worker.engine.errors import CheckpointRefused, UnsupportedModel
 from worker.engine.linear import AdaptedLinear, Adapter, Joined, Mode, Product, mixture_of
 from worker.engine.llama import Llama
 from worker.engine.packing import Packed, Tree, pack
+from worker.engine.plain import Plain, PlainRows
 from worker.engine.seeds import derive, uniform
 from worker.engine.tape import Tape
 
+_CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 # PEFT's names of an adapter's tensors, as they stand in its files.
 _PREFIX = "base_model.model."
@@ -39,7 +43,9 @@ _AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 class Policy:
     """A causal language model with a LoRA adapter; `parameter_count` is the base model's."""
 
-    def __init__(self, causal: Any, tokenizer: Any, config: TrainingConfig, *, fast: bool) -> None:
+    def __init__(
+        self, causal: Any, tokenizer: Any, config: TrainingConfig, *, fast: bool, plain: Plain | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.device: torch.device = next(causal.parameters()).device
         self.dtype: torch.dtype = next(causal.parameters()).dtype
@@ -48,7 +54,8 @@ class Policy:
         self._causal = causal
         self._mode = Mode()
         self._layers = _adapt(causal, config, self._mode)
-        self._llama = Llama.of(causal, self._mode) if fast else None
+        self._plain = plain
+        self._llama = Llama.of(causal, self._mode) if fast and plain is None else None
         self.adapter: dict[str, nn.Parameter] = {
             f"{_PREFIX}{path}.{part}.default.weight": getattr(layer, part)
             for path, layer in self._layers.items()
@@ -70,8 +77,9 @@ class Policy:
         """Load a model folder and put a fresh adapter on all its linear layers.
 
         float32 on a CPU, where bfloat16 is emulated and slow; bfloat16 on a GPU. The adapter is float32
-        always. Without `fast` the general path is taken even where a faster one knows the model.
-        Raises: UnsupportedModel when the prefix-shared forward does not reproduce the model's own numbers.
+        always. Without `fast` the general path is taken even where a faster one knows the model. The plain
+        path is taken where sharing prefixes does not give the model's own numbers; `note` says so.
+        Raises: UnsupportedModel when that does not either.
         """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -82,11 +90,8 @@ class Policy:
         causal = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, use_safetensors=True)
         causal = causal.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
         probe = _Probe(causal)
-        if not causal._can_set_attn_implementation():
-            raise probe.refusal("it does not let its attention be replaced")
-        causal.set_attn_implementation(attention.NAME)
-        probe.check(lambda packed, layout: _general(causal, packed.token_ids, packed.positions, layout))
-        policy = cls(causal, tokenizer, config, fast=fast)
+        plain = _plain_if_needed(causal, probe)
+        policy = cls(causal, tokenizer, config, fast=fast, plain=plain)
         if policy._llama is not None:
             with policy.base():
                 probe.check(lambda packed, layout: policy.hidden(packed.token_ids, packed.positions, layout))
@@ -122,6 +127,8 @@ class Policy:
 
     def hidden(self, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states of a row of tokens under a layout. Shapes: [N], [N] -> [N, H]."""
+        if self._plain is not None:
+            return self._plain.hidden(token_ids, layout)
         if self._llama is not None:
             return self._llama.hidden(token_ids, positions, layout, self._recording)
         return _general(self._causal, token_ids, positions, layout)
@@ -132,12 +139,30 @@ class Policy:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the vocabulary's logits of hidden states, in float32. Shapes: [T, H] -> [T, V]."""
+        if self._plain is not None and self._plain.ends_in_logits:
+            return hidden.float()
         if torch.is_grad_enabled():
             return _logits(self._causal, hidden)
         if self._head is None:
             output = self._causal.get_output_embeddings()
             self._head = Product(output.weight, output.bias)
         return _scaled(self._causal, self._head(hidden))
+
+    def rows(self, prefill: PackedLayout, row_prompts: list[int]) -> DecodeLayout | PlainRows:
+        """Return the layout of rows that go on from prompts just read."""
+        if self._plain is not None:
+            return PlainRows(prefill, row_prompts)
+        return DecodeLayout(prefill, row_prompts)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the answers to a prompt stand on one copy of it."""
+        return self._plain is None
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know of how this model is run."""
+        return None if self._plain is None else self._plain.note
 
     # What sampling computed, for training
 
@@ -258,12 +283,16 @@ class Policy:
             r=len(some.lora_A),
             lora_alpha=round(some.scaling * len(some.lora_A)),
             lora_dropout=0.0,
-            target_modules=sorted({path.rpartition(".")[2] for path in self._layers}),
+            target_modules={path.rpartition(".")[2] for path in self._layers},
             fan_in_fan_out=some.transposed,
             task_type="CAUSAL_LM",
             inference_mode=True,
             base_model_name_or_path=self.base_name,
         ).save_pretrained(directory)
+        # peft keeps the names in a set: as it writes them, no two processes would write the same file.
+        described = json.loads((directory / _CONFIG).read_text())
+        described["target_modules"].sort()
+        (directory / _CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
         tensors = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._adapter_state().items()
         }
@@ -303,6 +332,21 @@ def _adapt(causal: Any, config: TrainingConfig, mode: Mode) -> dict[str, Adapted
     return layers
 
 
+def _plain_if_needed(causal: Any, probe: "_Probe") -> Plain | None:
+    """Let the model attend by our layouts; return the plain path where its numbers are not its own then."""
+    own = causal.config._attn_implementation
+    try:
+        if not causal._can_set_attn_implementation():
+            raise probe.refusal("it does not let its attention be replaced")
+        causal.set_attn_implementation(attention.NAME)
+        probe.check(lambda packed, layout: _general(causal, packed.token_ids, packed.positions, layout))
+    except Exception as problem:  # boundary: there are as many ways to differ as there are models
+        if causal.config._attn_implementation != own:
+            causal.set_attn_implementation(own)
+        return Plain.of(causal, lambda hidden: _logits(causal, hidden), str(problem))
+    return None
+
+
 def _general(causal: Any, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     with attending(layout):
         out = causal.get_decoder()(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
@@ -326,8 +370,9 @@ def _scaled(causal: Any, logits: Tensor) -> Tensor:
 
 def _cache_bytes(shape: Any, dtype: torch.dtype) -> int:
     """Return the bytes of keys and values one token needs in all layers."""
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    queries = getattr(shape, "num_attention_heads", None) or 1  # a state space has none: as if all were kept
+    heads = getattr(shape, "num_key_value_heads", None) or queries
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // queries
     return int(2 * shape.num_hidden_layers * heads * width * dtype.itemsize)
 
 

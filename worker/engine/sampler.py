@@ -12,7 +12,6 @@ import torch
 
 from worker.engine.attention import PackedLayout
 from worker.engine.decoder import Decoder, Row
-from worker.engine.decoding import DecodeLayout
 from worker.engine.grammar import Grammar
 from worker.engine.packing import Tree, common_prefix, pack
 from worker.engine.policy import Policy
@@ -47,7 +46,9 @@ def sample(
 
     Raises: NonFinite when the model's logits are not finite.
     """
-    for wave in waves([len(prompt.token_ids) for prompt in prompts], sampling, policy.wave_tokens):
+    copies = 1 if policy.shares_prompts else sampling.samples
+    lengths = [copies * len(prompt.token_ids) for prompt in prompts]
+    for wave in waves(lengths, sampling, policy.wave_tokens):
         yield _sample_wave(policy, prompts[wave], sampling, grammar, on_answer)
 
 
@@ -131,7 +132,7 @@ def _decode(policy: Policy, prompts: Sequence[Prompt], rows: list[Row]) -> Itera
     states = policy.hidden(packed.token_ids, packed.positions, prefill)
     ends = torch.tensor([span.stop - 1 for span in packed.spans], device=policy.device)
     source = [row.owner[0] for row in rows]
-    decoder = Decoder(policy, DecodeLayout(prefill, source))
+    decoder = Decoder(policy, policy.rows(prefill, source))
     ended = decoder.join(rows, states[ends], source)
     del prefill, states
     yield ended

@@ -69,12 +69,15 @@ def prompts_for(policy: Policy, *texts: str) -> list[Prompt]:
 def plain_logprobs(policy: Policy, prompt: Prompt, answer: tuple[int, ...]) -> torch.Tensor:
     """Return an answer's log-probs by the model's own attention: one text, no sharing."""
     causal = policy._causal
-    causal.set_attn_implementation("eager")
+    ours = causal.config._attn_implementation == "tunesmith"
+    if ours:
+        causal.set_attn_implementation("eager")
     try:
         text = torch.tensor([[*prompt.token_ids, *answer]])
         logits = causal(input_ids=text, use_cache=False).logits[0]
     finally:
-        causal.set_attn_implementation("tunesmith")
+        if ours:
+            causal.set_attn_implementation("tunesmith")
     start = len(prompt.token_ids)
     scores = logits[start - 1 : -1].log_softmax(-1)
     return scores.gather(1, text[0, start:, None])[:, 0]

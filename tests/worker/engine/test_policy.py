@@ -1,4 +1,4 @@
-"""Loading, the adapter on, off and merged, and what an unsupported model meets."""
+"""Loading, and the adapter on, off and merged."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM
 
-from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for, settings
+from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for
 from worker.engine.attention import PackedLayout
-from worker.engine.errors import CheckpointRefused, UnsupportedModel
+from worker.engine.errors import CheckpointRefused
 from worker.engine.packing import Tree, pack
 from worker.engine.policy import Policy
 
@@ -90,15 +90,6 @@ def test_an_adapter_of_another_rank_is_refused(load: Load, tmp_path: Path) -> No
     load(lora_rank=2).save_adapter(tmp_path)
     with pytest.raises(CheckpointRefused, match="rank"):
         load().load_adapter(tmp_path)
-
-
-def test_a_model_with_its_own_attention_is_refused_with_its_name(tiny_model: Path, tmp_path: Path) -> None:
-    config = BloomConfig(vocab_size=264, hidden_size=32, n_layer=1, n_head=2)
-    BloomForCausalLM(config).save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
-    with pytest.raises(UnsupportedModel, match="BloomForCausalLM"):
-        Policy.load(tmp_path, config=settings())
 
 
 def test_plain_logprobs_of_the_tests_are_the_model_s_own(load: Load) -> None:
