@@ -66,7 +66,7 @@ test: system lint graders $(MODELS_STAMP) ## lint, types, import contracts, then
 	@$(BIN)/python -m pytest
 
 .PHONY: bench
-bench: bench-api bench-fuzz bench-graders bench-long ## run the benchmarks of minutes; a failed claim ends it (engine, learning: apart)
+bench: bench-api bench-fuzz bench-graders bench-long bench-resume ## run the benchmarks of minutes; a failed claim ends it (engine, learning: apart)
 
 .PHONY: bench-api
 bench-api: $(DEV_STAMP) ## time the API: a page at 100 and 100,000 jobs, requests a second beside a bare route
@@ -93,6 +93,10 @@ bench-learning: $(SERVICE_STAMP) $(BENCH_STAMP) model ## apart from `bench`: lea
 bench-long: $(SERVICE_STAMP) model ## take 500 steps and compare late with early; what a slow grader adds to a step
 	@$(BIN)/python -m tests.bench.long
 	@$(BIN)/python -m tests.bench.overlap
+
+.PHONY: bench-resume
+bench-resume: $(DEV_STAMP) ## kill a training run at twenty random moments and compare its last bytes
+	@$(BIN)/python -m tests.bench.resume
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## lint, format, types, import contracts and vendored files, without the tests
