@@ -9,17 +9,16 @@ Source: Azure's preview of endpoint graders: payloads up to 1 MB, three retries.
 import json
 import random
 import secrets
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from app.core.errors import InvalidRequest
 from app.core.outbound import Answer, OutboundError, check_url, post
 from app.graders.case import Case
 from app.graders.json_text import NotJson, compact, read_json
 from app.graders.kinds import Endpoint
-from app.graders.pace import Pace
+from app.graders.pace import pace_of
 from app.graders.result import Grade, GradeErrors, graders_fault, infrastructure_fault
 
 MOST_BYTES = 1024 * 1024
@@ -31,7 +30,7 @@ _FAILED = GradeErrors(other_error=True)
 
 @dataclass(slots=True)
 class Endpoints:
-    """The way to endpoints: which private hosts are allowed, and the pace each address is asked at.
+    """The way to endpoints: which private hosts are allowed, how long one may take.
 
     Units: seconds. `backoff` is the pause before the first retry, doubled before each further one.
     """
@@ -39,8 +38,6 @@ class Endpoints:
     allow: Sequence[str] = ()
     timeout: float = 600.0
     backoff: float = 0.5
-    _paces: dict[tuple[str, int], Pace] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def grade(self, grader: Endpoint, case: Case) -> Grade:
         """Ask the endpoint for the score of one answer; a dead endpoint is nobody's 0."""
@@ -58,7 +55,7 @@ class Endpoints:
         headers = {"content-type": "application/json", **(grader.headers or {})}
         problem = ""
         for attempt in range(TRIES):
-            self._pace(grader).wait()
+            pace_of(grader.url, grader.rate_limit or 0).wait()
             wait = self.backoff * 2**attempt * random.uniform(0.75, 1.25)
             try:
                 answer = post(grader.url, body, headers, allow=self.allow, seconds=self.timeout)
@@ -72,11 +69,6 @@ class Endpoints:
             if attempt + 1 < TRIES:
                 time.sleep(min(wait, MOST_WAIT))
         return infrastructure_fault(f"The endpoint gave no score in {TRIES} tries. {problem}", _FAILED)
-
-    def _pace(self, grader: Endpoint) -> Pace:
-        rate = grader.rate_limit or 0
-        with self._lock:
-            return self._paces.setdefault((grader.url, rate), Pace(rate))
 
 
 def _read(answer: Answer) -> Grade:

@@ -8,6 +8,7 @@ The worker's scoring and `/graders/run` call it.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +23,10 @@ from app.graders.means import NO_MEANS, Means
 from app.graders.result import Grade, GradeErrors, added, answers_fault, graders_fault, infrastructure_fault
 from app.graders.similarity import similarity
 from app.graders.spec import uses_output_json
+
+# Kinds that ask somebody else, and how many parts of one grader do so at once.
+_WAITING = (ScoreModel, LabelModel, Endpoint)
+_MOST_AT_ONCE = 16
 
 
 def grade(
@@ -98,13 +103,26 @@ def _unequipped(grader: Leaf, errors: GradeErrors) -> Grade:
 
 
 def _multi(grader: Multi, case: Case, means: Means) -> Grade:
-    parts = {key: _timed(partial(_leaf, part, case, means)) for key, part in grader.graders.items()}
+    parts = _parts(grader, case, means)
     joined = _join(grader, parts)
     errors = joined.errors
     for part in parts.values():
         errors = errors.joined(part.errors)
     usage = added(part.usage for part in parts.values())
     return replace(joined, part_grades=parts, errors=errors, usage=usage, sampled_model=None)
+
+
+def _parts(grader: Multi, case: Case, means: Means) -> dict[str, Grade]:
+    """Grade every part. Those that wait for a service wait side by side, the others are graded meanwhile."""
+    work = {key: partial(_timed, partial(_leaf, part, case, means)) for key, part in grader.graders.items()}
+    waiting = [key for key, part in grader.graders.items() if isinstance(part, _WAITING)]
+    if not waiting or len(work) == 1:
+        return {key: run() for key, run in work.items()}
+    with ThreadPoolExecutor(min(len(waiting), _MOST_AT_ONCE), thread_name_prefix="part") as pool:
+        asked = {key: pool.submit(work[key]) for key in waiting}
+        done = {key: run() for key, run in work.items() if key not in asked}
+        done |= {key: future.result() for key, future in asked.items()}
+    return {key: done[key] for key in work}
 
 
 def _join(grader: Multi, parts: dict[str, Grade]) -> Grade:

@@ -26,7 +26,7 @@ from app.graders.case import Case
 from app.graders.json_text import NotJson, read_json
 from app.graders.judgements import FOLDER, Judgements, Reply, digest
 from app.graders.kinds import Judge, ScoreModel
-from app.graders.pace import Pace
+from app.graders.pace import Pace, pace_of, seats_of
 from app.graders.result import Grade, GradeErrors, Tokens, graders_fault, infrastructure_fault
 
 MOST_WAIT = 60.0
@@ -49,7 +49,7 @@ class _Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """The way to one provider: its connections, how many may be used at once, and its pace."""
+    """The way to one provider: connections of one's own, and the seats and the pace of this process."""
 
     provider: Provider
     client: httpx.Client
@@ -105,8 +105,8 @@ class Judges:
                 # A proxy of the environment is for the world outside.
                 outside = urlsplit(provider.base_url).hostname not in _LOCAL
                 client = httpx.Client(timeout=provider.timeout_seconds, trust_env=outside)
-                seats = threading.BoundedSemaphore(provider.concurrency)
-                line = _Line(provider, client, seats, Pace(provider.requests_per_minute))
+                seats = seats_of(provider.url, provider.concurrency)
+                line = _Line(provider, client, seats, pace_of(provider.url, provider.requests_per_minute))
                 self._lines[provider.name] = line
             return line
 

@@ -10,13 +10,16 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.graders.json_text import compact
 
 FOLDER = "judgements"
+# Who asks for what right now, and how many want it: two requests for one judgement pay once.
+_TURNS: dict[tuple[Path, str], tuple[threading.Lock, int]] = {}
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,9 @@ def digest(url: str, request: Mapping[str, Any]) -> str:
 
 @dataclass(slots=True)
 class Judgements:
-    """A folder of replies. `asking` lets one thread at a time ask for one judgement."""
+    """A folder of replies. `asking` lets one thread of this process at a time ask for one judgement."""
 
     folder: Path
-    _turns: dict[str, tuple[threading.Lock, int]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: str) -> Reply | None:
         """Return a reply that was kept, None where there is none to read."""
@@ -65,17 +66,18 @@ class Judgements:
     @contextmanager
     def asking(self, key: str) -> Iterator[None]:
         """Hold off whoever wants the same judgement until the block ends: it will find the reply kept."""
-        with self._lock:
-            turn, waiting = self._turns.get(key, (threading.Lock(), 0))
-            self._turns[key] = (turn, waiting + 1)
+        place = (self.folder, key)
+        with _LOCK:
+            turn, waiting = _TURNS.get(place, (threading.Lock(), 0))
+            _TURNS[place] = (turn, waiting + 1)
         try:
             with turn:
                 yield
         finally:
-            with self._lock:
-                turn, waiting = self._turns.pop(key)
+            with _LOCK:
+                turn, waiting = _TURNS.pop(place)
                 if waiting > 1:
-                    self._turns[key] = (turn, waiting - 1)
+                    _TURNS[place] = (turn, waiting - 1)
 
     def forget_old(self, *, before: float) -> int:
         """Remove replies kept before a moment and return how many. Units: seconds since the epoch."""

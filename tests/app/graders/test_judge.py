@@ -1,6 +1,7 @@
 """Judges over real HTTP: what they are sent, how a reply is read, whose fault a failure is, what is paid."""
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -278,3 +279,59 @@ def test_a_judge_inside_a_multi_grader(server: JudgeServer, judges: Judges) -> N
     done = _run(judges, both)
     assert (done.reward, done.parts) == (1.5, {"a": 0.5, "b": 1.0, "c": 1.0})
     assert done.usage == {"judge-8b": {name: 2 * count for name, count in TOKENS.items()}}
+
+
+def test_the_parts_of_a_multi_grader_are_judged_side_by_side(server: JudgeServer, judges: Judges) -> None:
+    """Each judgement is held back until the other one is asked for: one after another they would time out."""
+    both = threading.Barrier(2)
+
+    def answer(request: dict[str, Any]) -> Any:
+        both.wait(timeout=20)
+        return scores(0.5 if "first" in str(request["messages"]) else 1.0)
+
+    server.answer_to = answer
+    parts = {name: SCORE | {"input": [{"role": "user", "content": f"{name} {{{{item.answer}}}}"}]}
+             for name in ("first", "second")}  # fmt: skip
+    check = {
+        "type": "string_check",
+        "input": "{{sample.output_text}}",
+        "reference": "Paris",
+        "operation": "eq",
+    }
+    done = _run(
+        judges,
+        {
+            "type": "multi",
+            "graders": {"first": parts["first"], "same": check, "second": parts["second"]},
+            "calculate_output": "first + second + same",
+        },
+    )
+    assert (done.reward, list(done.parts.items())) == (2.5, [("first", 0.5), ("same", 1.0), ("second", 1.0)])
+    assert done.usage == {"judge-8b": {name: 2 * count for name, count in TOKENS.items()}}
+
+
+def test_the_limits_of_a_provider_hold_for_every_request_of_the_process(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    """The web process makes its judges anew for each request."""
+    server.write_providers(tmp_path, concurrency=1)
+    server.delay = 0.05
+    made = [Judges.of(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda one: _run(one[1], text=f"answer {one[0]}"), enumerate(made)))
+    for judges in made:
+        judges.close()
+    assert [grade.reward for grade in done] == [0.75] * 4
+    assert (len(server.asked), server.most_at_once) == (4, 1)
+
+
+def test_two_requests_that_want_the_same_judgement_pay_once(server: JudgeServer, tmp_path: Path) -> None:
+    server.write_providers(tmp_path)
+    server.delay = 0.2
+    made = [Judges.of(tmp_path) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(_run, made))
+    for judges in made:
+        judges.close()
+    assert [grade.reward for grade in done] == [0.75] * 3
+    assert len(server.asked) == 1
