@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from app.graders.result import Grade, GradeErrors, graders_fault, infrastructure_fault, storable
-from app.graders.sandbox.launch import Limits
+from app.graders.sandbox.launch import MOST_SCRATCH, Limits
 from app.graders.sandbox.level import Sandbox, choose
 from app.graders.sandbox.process import Ended, Zygote, ZygoteError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_SOURCES = 4
 # Calls at once in this process, whoever makes them: each may use a core and its share of the memory.
 _CORES = os.cpu_count() or 1
+_LEAST_SHARE = 768 * 1024**2
 _TURNS = threading.BoundedSemaphore(_CORES)
 _SIGNALS = {
     "SIGSEGV": "it touched memory that is not its own",
@@ -58,8 +59,7 @@ class PythonGraders:
         Raises: SandboxUnavailable, saying what to install.
         """
         sandbox = choose(packages=settings.grader_packages.expanduser().resolve(), private=settings.root)
-        limits = Limits(seconds=settings.grader_seconds, memory_bytes=_memory(settings))
-        return cls(sandbox, limits=limits, processes=max(1, min(concurrency, _CORES)))
+        return cls(sandbox, limits=limits_of(settings), processes=max(1, min(concurrency, _CORES)))
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +218,15 @@ def _flagged(what: str) -> Grade:
     return graders_fault(details, errors)
 
 
-def _memory(settings: "Settings") -> int:
-    """Return one call's share: OpenAI's limit, or less where all at once would take half the machine."""
+def limits_of(settings: "Settings") -> Limits:
+    """Return one call's share: OpenAI's limits, or less where all calls at once would take half the machine.
+
+    Scratch is memory too, so it has a third of that share, and what is lent to it is not lent to the call.
+    """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(settings.grader_memory_bytes, max(512 * 1024**2, machine // 2 // _CORES))
+    share = max(_LEAST_SHARE, machine // 2 // _CORES)
+    return Limits(
+        seconds=settings.grader_seconds,
+        memory_bytes=min(settings.grader_memory_bytes, share * 2 // 3),
+        scratch_bytes=min(MOST_SCRATCH, share // 3),
+    )

@@ -18,6 +18,8 @@ from app.graders.sandbox.paths import DEVICES, Visible, reachable
 Level = Literal["A", "B"]
 
 _INSIDE = ("syscalls", "seccomp", "landlock", "confine", "source", "call", "zygote")
+# A gigabyte of disk at OpenAI.
+MOST_SCRATCH = 1024**3
 _SCRATCH = "/scratch"
 _TASKS = 64
 # The overflow id, the same on every Linux.
@@ -48,11 +50,11 @@ module.main(parcel["plan"])
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one call may use. OpenAI's, but for the disk: scratch is memory here. Units: bytes, seconds."""
+    """What one call may use, OpenAI's limits. Scratch is memory here, not disk. Units: bytes, seconds."""
 
     seconds: float = 120.0
     memory_bytes: int = 2 * 1024**3
-    scratch_bytes: int = 128 * 1024**2
+    scratch_bytes: int = MOST_SCRATCH
 
 
 def command(level: Level, seen: Visible, limits: Limits) -> list[str]:
@@ -112,7 +114,7 @@ def _plan(level: Level, seen: Visible, limits: Limits, source: str) -> Mapping[s
         "keep_read_search": root and bool(private),
         "seconds": limits.seconds,
         "memory_bytes": limits.memory_bytes,
-        "file_bytes": limits.scratch_bytes // 2,
+        "file_bytes": limits.scratch_bytes,
         "tasks": _TASKS + (0 if level == "A" and not root else _tasks_of(uid)),
     }
 

@@ -14,7 +14,7 @@ from app.core.errors import InvalidRequest
 from app.core.settings import Settings
 from app.graders.grade import grade
 from app.graders.means import Means
-from app.graders.python import MOST_SOURCES, PythonGraders
+from app.graders.python import MOST_SOURCES, PythonGraders, limits_of
 from app.graders.result import Grade
 from app.graders.sandbox.launch import Level, Limits
 from app.graders.sandbox.level import SandboxUnavailable
@@ -188,6 +188,43 @@ def test_scratch_can_be_written_where_there_is_one(python: PythonGraders) -> Non
         assert done == Grade(reward=2.0)
     else:
         assert "FileNotFoundError: [Errno 2] No usable temporary directory" in (done.message or "")
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if level == "A"])
+def test_scratch_is_a_gigabyte_and_no_more(level: Level) -> None:
+    """As at OpenAI, with room for one file of that size, and empty again in the next call."""
+    source = (
+        "import os\n"
+        "def grade(sample, item):\n"
+        "    if os.listdir('.'):\n"
+        "        return -1\n"
+        "    written, piece = 0, bytes(1024 * 1024)\n"
+        "    try:\n"
+        "        with open('all', 'wb', buffering=0) as out:\n"
+        "            while written < 2000:\n"
+        "                out.write(piece)\n"
+        "                written += 1\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "    return written\n"
+    )
+    with PythonGraders(sandbox(level), limits=Limits(seconds=60.0), processes=1) as runner:
+        assert [_run(runner, source).reward for _ in range(2)] == [1024.0, 1024.0]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "cores", "memory", "scratch"),
+    [(64, 2, 2048, 1024), (8, 4, 682, 341), (2, 8, 512, 256)],
+)
+def test_a_call_gets_its_share_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, cores: int, memory: int, scratch: int
+) -> None:
+    """Units: MB of the call's memory and of its scratch, which is memory too."""
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gigabytes * 1024**3 // 4096}
+    monkeypatch.setattr("app.graders.python.os.sysconf", sizes.__getitem__)
+    monkeypatch.setattr("app.graders.python._CORES", cores)
+    limits = limits_of(Settings())
+    assert (limits.memory_bytes // 1024**2, limits.scratch_bytes // 1024**2) == (memory, scratch)
 
 
 def test_a_grader_runs_the_same_in_every_process() -> None:

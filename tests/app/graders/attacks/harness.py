@@ -31,7 +31,7 @@ from app.graders.sandbox.level import Sandbox  # noqa: E402
 from app.graders.sandbox.paths import visible  # noqa: E402
 
 CORPUS = Path(__file__).with_name("corpus.py")
-LIMITS = Limits(seconds=2.0, memory_bytes=1024**3)
+LIMITS = Limits(seconds=2.0, memory_bytes=1024**3, scratch_bytes=128 * 1024**2)
 
 # Those that must end as the grader's own error; every other may also return 0.
 MUST_FAIL = frozenset(
