@@ -17,11 +17,11 @@ from app.core.status import TERMINAL
 from app.core.tables import Checkpoint, Job, Model, RolloutBatch
 from app.graders.judgements import FOLDER as JUDGEMENTS
 from app.graders.judgements import Judgements
-from app.services import rollouts
+from app.services import rollouts, trial_records
 
 
 def forget_old_texts(context: Context) -> None:
-    """Drop the training answers of jobs that ended, and judges' replies that came, longer ago than is set."""
+    """Drop training answers of jobs that ended, judges' replies and trials' records older than is set."""
     days = context.settings.rollout_retention_days
     if not days:
         return
@@ -32,6 +32,7 @@ def forget_old_texts(context: Context) -> None:
         context.storage.remove(uri)
     # A judge's reply tells of the answer it judged.
     Judgements(context.settings.root / JUDGEMENTS).forget_old(before=before)
+    trial_records.forget_old(context.storage, before=before)
 
 
 def remove_unnamed(context: Context, *, older_than: float) -> list[str]:

@@ -45,7 +45,7 @@ def probes_of(
     `items` are the rows whose right answers are given all at once.
     """
     template = reference if reference is not None else guessed_reference(grader)
-    right = None if template is None else _rendered(template, item)
+    right = right_answer(grader, item, reference)
     probes = [
         Probe("empty", "", "lower"),
         Probe("injection", INJECTION, "lower"),
@@ -63,8 +63,17 @@ def probes_of(
         Probe("truncated", right[: len(right) // 2], "lower"),
         Probe("everything", "\n".join(dict.fromkeys(everything)), "lower"),
     ]
+    another = next((text for text in everything if text.strip() and text != right), None)
+    if another is not None:
+        near.append(Probe("another_row", another, "lower"))
     # A right answer without letters has no other case, and a single row is not everything.
     return [Probe("reference", right, "best"), *(probe for probe in near if probe.text != right), *probes]
+
+
+def right_answer(grader: Grader, item: Mapping[str, Any], reference: str | None) -> str | None:
+    """Return a row's right answer by its template, or by the guessed one; None where there is none."""
+    template = reference if reference is not None else guessed_reference(grader)
+    return None if template is None else _rendered(template, item)
 
 
 def guessed_reference(grader: Grader) -> str | None:

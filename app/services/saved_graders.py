@@ -18,7 +18,7 @@ from app.core.errors import NotFound
 from app.core.ids import new_id
 from app.core.page import Page, read_page
 from app.core.refusals import invalid, missing, refuse_unknown, wrong_type
-from app.core.tables import GraderVersion, SavedGrader
+from app.core.tables import GraderVersion, Job, SavedGrader
 from app.graders.spec import Grader, dump
 
 MOST_NAME = 255
@@ -30,6 +30,15 @@ class Resolved:
 
     grader: object
     saved: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A job that began with a version of a saved grader."""
+
+    job_id: str
+    name: str
+    version: int
 
 
 def create_grader(
@@ -102,7 +111,7 @@ def add_version(session: Session, *, project_id: str, grader_id: str, grader: Gr
     if saved is None:
         raise NotFound(f"No such grader: {grader_id}", param="id")
     latest = get_version(session, project_id=project_id, grader_id=grader_id)
-    return latest if latest.sha256 == _sha256(dump(grader)) else _add(session, saved, grader)
+    return latest if latest.sha256 == digest(dump(grader)) else _add(session, saved, grader)
 
 
 def list_versions(
@@ -128,6 +137,21 @@ def get_version(
         raise NotFound(
             f"Grader {grader_id} has no version {wanted}; there are 1 to {there}.", param="version"
         )
+    return found
+
+
+def uses(session: Session, *, project_id: str) -> dict[str, list[Use]]:
+    """Return the jobs that recorded a saved grader, newest first, by the grader's id."""
+    query = (
+        select(Job.id, Job.model, Job.suffix, Job.saved_graders)
+        .where(Job.project_id == project_id, Job.saved_graders.is_not(None))
+        .order_by(Job.created_at.desc())
+    )
+    found: dict[str, list[Use]] = {}
+    for job_id, model, suffix, saved in session.execute(query):
+        name = f"{model} : {suffix}" if suffix else model
+        for version in {(one["id"], one["version"]): one for one in saved.values()}.values():
+            found.setdefault(version["id"], []).append(Use(job_id, name, version["version"]))
     return found
 
 
@@ -186,7 +210,7 @@ def _add(session: Session, saved: SavedGrader, grader: Grader) -> GraderVersion:
         id=new_id("grader_version"),
         grader_id=saved.id,
         version=saved.latest_version,
-        sha256=_sha256(content),
+        sha256=digest(content),
         content=content,
         created_at=now,
     )
@@ -195,7 +219,8 @@ def _add(session: Session, saved: SavedGrader, grader: Grader) -> GraderVersion:
     return version
 
 
-def _sha256(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a grader's compact normal form, which names its content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

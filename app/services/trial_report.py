@@ -148,7 +148,8 @@ def _probes(graded: Graded) -> list[dict[str, Any]]:
     right = {
         probed.item_index: probed.grade.reward
         for probed in graded.probes
-        if probed.probe.name == "reference" and probed.grade.reward is not None
+        # Nothing can be measured against a right answer that earns nothing.
+        if probed.probe.name == "reference" and probed.grade.reward is not None and probed.grade.reward > 0
     }
     return [
         {
@@ -156,7 +157,7 @@ def _probes(graded: Graded) -> list[dict[str, Any]]:
             "item_index": probed.item_index,
             "output_text": probed.probe.text[:_SHOWN],
             "expected": probed.probe.expected,
-            "holds": _holds(
+            **_judged(
                 probed.probe.expected, probed.grade, right.get(probed.item_index), best.get(probed.item_index)
             ),
             **_outcome(probed.grade),
@@ -165,17 +166,19 @@ def _probes(graded: Graded) -> list[dict[str, Any]]:
     ]
 
 
-def _holds(expected: Expectation, one: Grade, right: float | None, best: float | None) -> bool | None:
-    """Say whether an expectation holds, None when there is nothing to hold it against."""
+def _judged(
+    expected: Expectation, one: Grade, right: float | None, best: float | None
+) -> dict[str, bool | float | None]:
+    """Say what a reward is held `against` and whether it `holds`, None with nothing to hold it to."""
+    against = right if expected == "same" else best if right is None or expected == "best" else right
     if one.fault == "infrastructure":
-        return None
-    if one.reward is None:
-        return False  # a grader must cope with any text
-    if expected == "best":
-        return one.reward > 0 and (best is None or one.reward >= best)
-    if expected == "same":
-        return None if right is None else math.isclose(one.reward, right)
-    against = best if right is None else right
-    if against is None:
-        return None
-    return one.reward < against
+        holds = None
+    elif one.reward is None:
+        holds = False  # a grader must cope with any text
+    elif expected == "best":
+        holds = one.reward > 0 and (against is None or one.reward >= against)
+    elif against is None:
+        holds = None
+    else:
+        holds = math.isclose(one.reward, against) if expected == "same" else one.reward < against
+    return {"against": against, "holds": holds}

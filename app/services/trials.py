@@ -32,8 +32,6 @@ THREADS = 8
 # A web thread waits for all of it.
 MOST_SECONDS = 300.0
 
-FEW = tuple(range(PROBED_ROWS))
-
 
 @dataclass(frozen=True, slots=True)
 class JobAnswers:
@@ -49,6 +47,7 @@ class Asked:
     """What a trial runs on. Rows come from a job, a file, or `items`; answers from a job, a list, or both.
 
     `answers` are (row, text). `reference` is a template that gives a row's right answer, for the probes.
+    Where no answer names a row, the first `rows` of them are read.
     """
 
     file_id: str | None = None
@@ -58,6 +57,7 @@ class Asked:
     reference: str | None = None
     json_expected: bool = False
     probes: bool = True
+    rows: int = PROBED_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def gather(session: Session, *, storage: Storage, project_id: str, asked: Asked)
         texts += [(row["item_index"], row["completion"]) for row in page.rows]
     if len(texts) > MOST_ANSWERS:
         raise invalid(f"a trial grades at most {MOST_ANSWERS} answers", "answers")
-    wanted = {index for index, _ in texts} or set(FEW)
+    wanted = {index for index, _ in texts} or set(range(asked.rows))
     rows: dict[int, tuple[Mapping[str, Any], str]]
     if file_id is not None:
         found = _file_rows(session, storage, project_id, file_id, wanted)
@@ -154,4 +154,6 @@ def _file_rows(
                 break
     except BadLine as problem:
         raise invalid(f"the file has a line that can't be read. {str(problem).rstrip('.')}", "file") from None
+    except FileNotFoundError:
+        raise invalid("its bytes are missing from storage", "file") from None
     return found

@@ -20,6 +20,9 @@ from tests.app.dashboard.seed import Seeded
 PATHS = (
     "/finetune",
     "/finetune/new",
+    "/graders",
+    "/graders/new",
+    "/graders/new?type=multi",
     "/models",
     "/storage/files",
     "/webhooks",

@@ -35,6 +35,7 @@ def test_a_row_with_a_right_answer() -> None:
         "lower_case": ("paris", "same"),
         "truncated": ("Pa", "lower"),
         "everything": ("Paris\nRome\n", "lower"),
+        "another_row": ("Rome", "lower"),
         "empty": ("", "lower"),
         "prompt_echo": ("Capital of France?", "lower"),
     }
