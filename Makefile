@@ -66,7 +66,7 @@ test: system lint graders $(MODELS_STAMP) ## lint, types, import contracts, then
 	@$(BIN)/python -m pytest
 
 .PHONY: bench
-bench: bench-api bench-fuzz bench-graders bench-long bench-resume ## run the benchmarks of minutes; a failed claim ends it (engine, learning: apart)
+bench: bench-api bench-fuzz bench-graders bench-long bench-resume bench-export ## run the benchmarks of minutes; a failed claim ends it (engine, learning: apart)
 
 .PHONY: bench-api
 bench-api: $(DEV_STAMP) ## time the API: a page at 100 and 100,000 jobs, requests a second beside a bare route
@@ -122,6 +122,10 @@ graders: $(GRADERS_STAMP) ## install what Python graders may import; GRADERS=all
 bench-graders: $(DEV_STAMP) graders ## attack the sandbox as root and as nobody, time it, kill a judge
 	@$(BIN)/python -m tests.bench.sandbox
 	@$(BIN)/python -m tests.bench.judges
+
+.PHONY: bench-export
+bench-export: $(DEV_STAMP) model ## train a real model for a few steps, export it in every form, print the parity table
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.bench.export
 
 .PHONY: model
 model: $(SERVICE_STAMP) ## fetch the default base model into the model store

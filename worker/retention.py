@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.core import clock
 from app.core.context import Context
 from app.core.status import TERMINAL
-from app.core.tables import Checkpoint, Job, Model, RolloutBatch
+from app.core.tables import Checkpoint, Export, Job, Model, RolloutBatch
 from app.graders.judgements import FOLDER as JUDGEMENTS
 from app.graders.judgements import Judgements
 from app.services import rollouts, trial_records
@@ -60,12 +60,14 @@ def _named(session: Session, job_id: str) -> Iterator[str]:
         (RolloutBatch.uri, RolloutBatch.job_id),
     ):
         yield from (uri for uri in session.scalars(select(column).where(owner == job_id)) if uri)
+    of_job = select(Export.uri).join(Model, Model.id == Export.model_id).where(Model.job_id == job_id)
+    yield from (uri for uri in session.scalars(of_job) if uri)
 
 
 def _pieces(job_folder: Path) -> Iterator[Path]:
-    """Yield what is written whole: `model.tok-1`, and each entry of `recovery`, `checkpoints`, `rollouts`."""
+    """Yield what is written whole: `model.tok-1`, and each entry of the folders that hold several."""
     for path in job_folder.iterdir():
-        if path.name in ("recovery", "checkpoints", "rollouts"):
+        if path.name in ("recovery", "checkpoints", "rollouts", "exports"):
             yield from path.iterdir()
         else:
             yield path

@@ -23,6 +23,7 @@ from app.services import acceptances, files, heartbeats, leases, models, uploads
 from app.services.leases import Lease
 from worker import delivery, results, retention
 from worker import models as store
+from worker.exporter import Exporter
 
 logger = logging.getLogger("worker.supervisor")
 
@@ -53,6 +54,7 @@ class Supervisor(threading.Thread):
         # Not `_stop`: that name is the Thread's own.
         self._stopping = threading.Event()
         self._trainers: list[Trainer] = []
+        self._exporter = Exporter(context)
         self._delivery = threading.Thread(name="delivery")
         self._sandbox = "not tried yet"
         self._due = {"beat": 0.0, "sweep": 0.0, "retention": 0.0}
@@ -93,10 +95,12 @@ class Supervisor(threading.Thread):
             retention.remove_unnamed(self._context, older_than=RETENTION_SECONDS)
         while len(self._trainers) < self._settings.trainers and self._claim():
             pass
+        self._exporter.round()
 
     def _pause(self) -> float:
-        # While a trainer runs, its end or its loss of the lease should be seen soon.
-        return min(self._settings.poll_seconds, 0.5 if self._trainers else BEAT_SECONDS)
+        # While a process runs, its end or its loss of the lease should be seen soon.
+        is_busy = self._trainers or self._exporter.is_busy
+        return min(self._settings.poll_seconds, 0.5 if is_busy else BEAT_SECONDS)
 
     def _is_due(self, name: str, every: float) -> bool:
         if time.monotonic() < self._due[name]:
@@ -151,6 +155,7 @@ class Supervisor(threading.Thread):
                 self._kill_group(trainer)
 
     def _end_trainers(self) -> None:
+        self._exporter.stop()
         for trainer in self._trainers:
             trainer.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS

@@ -36,6 +36,7 @@ SHARPENED: dict[str, Schema] = {
 
 ANSWERS: dict[str, Schema] = {
     "retrieve_content": {"application/octet-stream": {"schema": text(format="binary")}},
+    "retrieve_export": {"application/octet-stream": {"schema": text(format="binary")}},
     "retrieve_evaluation": json_content("Evaluation"),
     "list_items": json_content("EvaluationItems"),
     "list_rollouts": json_content("Rollouts"),

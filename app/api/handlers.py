@@ -68,8 +68,9 @@ def install(app: FastAPI) -> None:
 def answer(error: AppError) -> JSONResponse:
     """Return the response of one error."""
     headers = {}
-    # What has a code here only a person can mend; the SDKs would ask twice more.
-    if isinstance(error, StorageFull) or (isinstance(error, Unavailable) and error.code is not None):
+    # What has a code and no time to come back only a person can mend; the SDKs would ask twice more.
+    is_down = isinstance(error, Unavailable) and error.code is not None and error.retry_after is None
+    if isinstance(error, StorageFull) or is_down:
         headers["x-should-retry"] = "false"
     if isinstance(error, Unavailable) and error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)

@@ -11,6 +11,7 @@ from app.api import (
     completions,
     evaluations,
     events,
+    exports,
     files,
     graders,
     handlers,
@@ -34,6 +35,8 @@ NOUNS = (
     evaluations,
     graders,
     jobs,
+    # Before models, whose names may hold slashes.
+    exports,
     models,
     permissions,
     webhooks,

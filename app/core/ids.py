@@ -18,6 +18,7 @@ PREFIXES = {
     "event": "ftevent-",
     "checkpoint": "ftckpt_",
     "permission": "cp_",
+    "export": "export_",
     "rollout": "rollout_",
     "grader": "grader_",
     "grader_version": "gradver_",

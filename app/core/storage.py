@@ -67,6 +67,18 @@ class Storage:
                 raise
         return size, digest.hexdigest()
 
+    def adopt(self, file: Path, uri: str) -> None:
+        """Take a finished file of the same disk under `uri`, durably.
+
+        Raises: StorageFull when the disk has no room.
+        """
+        target = self.path(uri)
+        with self._no_room_is_507():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync(file)
+            file.rename(target)
+            sync(target.parent)
+
     @contextmanager
     def writing_directory(self, uri: str) -> Iterator[Path]:
         """Yield an empty directory that stands under `uri`, whole and durable, once the block has ended well.

@@ -329,6 +329,39 @@ class Model(Row):
     __table_args__ = (CheckConstraint("kind IN ('base','tuned','checkpoint')", name="model_kind"),)
 
 
+class Export(Row):
+    """A tuned model as an archive to take away, offered once `ready`; `reason` says why it is not."""
+
+    __tablename__ = "exports"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
+    form: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(16))
+    # What the exporter does at the moment, and which share of the whole is done.
+    stage: Mapped[str] = mapped_column(String(64))
+    progress: Mapped[float] = mapped_column(default=0.0)
+    uri: Mapped[str | None] = mapped_column(String(1024))
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    # What the gate measured, of an archive that passed it and of one that did not.
+    parity: Mapped[dict[str, Any] | None]
+    reason: Mapped[str | None] = mapped_column(Text)
+    lease_token: Mapped[int] = mapped_column(BigInteger, default=0)
+    lease_expires_at: Mapped[float | None]
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    __table_args__ = (
+        CheckConstraint("form IN ('adapter','merged','gguf')", name="export_form"),
+        CheckConstraint("status IN ('queued','running','ready','refused','failed')", name="export_status"),
+        CheckConstraint("status <> 'ready' OR (uri IS NOT NULL AND sha256 IS NOT NULL)", name="export_whole"),
+        UniqueConstraint("model_id", "form", name="export_once"),
+        Index("export_claim", "status", "created_at"),
+    )
+
+
 class Permission(Row):
     """Another project's right to use a tuned model or checkpoint."""
 

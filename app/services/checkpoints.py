@@ -61,7 +61,7 @@ def keep(
     metrics: Mapping[str, Any],
     valid_reward_mean: float | None,
 ) -> Sequence[str]:
-    """Keep a checkpoint and return the URIs of those it pushed out; their rows are gone already.
+    """Keep a checkpoint and return the URIs of those it pushed out, and of their exports: the rows are gone.
 
     Ties go to the later step: it has seen more.
     """
@@ -83,11 +83,13 @@ def keep(
     measured = [row for row in rows if row.valid_reward_mean is not None]
     ranked = sorted(measured, key=lambda r: (_rank(r.valid_reward_mean), r.step_number), reverse=True)
     dropped = ranked[KEPT:]
+    doomed = [loser.uri for loser in dropped]
     for loser in dropped:
+        doomed += models.export_uris(session, model_id=loser.model_id)
         session.delete(loser)
         session.execute(delete(Model).where(Model.id == loser.model_id))
     session.flush()
-    return [loser.uri for loser in dropped]
+    return doomed
 
 
 def _rank(reward: float | None) -> float:

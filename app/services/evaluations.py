@@ -53,9 +53,12 @@ def bootstrap(values: Sequence[float]) -> Interval:
     return Interval(float(sample.mean()), float(low), float(high))
 
 
-def evaluation(session: Session, *, job: Job) -> dict[str, Any] | None:
-    """Return the comparison of base and tuned, or None before both were measured."""
-    measured = _measured(session, job)
+def evaluation(session: Session, *, job: Job, step: int | None = None) -> dict[str, Any] | None:
+    """Return the comparison of base and tuned, or None before both were measured.
+
+    With a `step` it is that checkpoint's, without one the newest.
+    """
+    measured = _measured(session, job, step)
     if measured is None:
         return None
     split, step = measured
@@ -98,13 +101,14 @@ def items(session: Session, *, job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def _measured(session: Session, job: Job) -> tuple[str, int] | None:
-    """Return the split that tells most and its last step, if it has a base line too."""
-    rows = session.execute(
-        select(RolloutBatch.split, func.min(RolloutBatch.step), func.max(RolloutBatch.step))
-        .where(RolloutBatch.job_id == job.id, RolloutBatch.split.in_(("test", "valid")))
-        .group_by(RolloutBatch.split)
-    ).all()
+def _measured(session: Session, job: Job, step: int | None = None) -> tuple[str, int] | None:
+    """Return the split that tells most and its last step, or the one asked for, if it has a base line too."""
+    query = select(RolloutBatch.split, func.min(RolloutBatch.step), func.max(RolloutBatch.step)).where(
+        RolloutBatch.job_id == job.id, RolloutBatch.split.in_(("test", "valid"))
+    )
+    if step is not None:
+        query = query.where(RolloutBatch.step.in_((0, step)))
+    rows = session.execute(query.group_by(RolloutBatch.split)).all()
     found = {split: last for split, first, last in rows if first == 0 < last}
     for split in ("test", "valid"):
         if split in found:

@@ -16,7 +16,7 @@ from app.core.errors import Forbidden, InvalidRequest, NotFound
 from app.core.ids import random_text
 from app.core.settings import Settings
 from app.core.storage import Storage
-from app.core.tables import Checkpoint, Job, Model, Permission
+from app.core.tables import Checkpoint, Export, Job, Model, Permission
 from app.services import files
 
 
@@ -72,10 +72,18 @@ def delete_model(session: Session, *, storage: Storage, project_id: str, model_i
         )
     # The trainer's commits lock this row too: a checkpoint is pushed out or deleted, never half of each.
     job = session.get(Job, model.job_id, with_for_update=True)
+    doomed = export_uris(session, model_id=model_id)
     session.execute(delete(Checkpoint).where(Checkpoint.model_id == model_id))
     session.execute(delete(Model).where(Model.id == model_id))
     if model.uri is not None and (job is None or model.uri != job.checkpoint_uri):
-        files.remove_after_commit(session, storage, [model.uri])
+        doomed.append(model.uri)
+    files.remove_after_commit(session, storage, doomed)
+
+
+def export_uris(session: Session, *, model_id: str) -> list[str]:
+    """Return where a model's archives lie: their rows go with the model's, their bytes must be removed."""
+    uris = session.scalars(select(Export.uri).where(Export.model_id == model_id, Export.uri.is_not(None)))
+    return [uri for uri in uris if uri is not None]
 
 
 def stop_model(session: Session, *, project_id: str, model_id: str) -> Model:
