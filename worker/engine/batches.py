@@ -17,6 +17,7 @@ class Answer:
     token_ids: Tokens
     old_logprobs: Sequence[float]
     advantage: float
+    lines: Sequence[int] | None = None  # where a tape holds each token read, the prompt's first
 
 
 @dataclass(frozen=True, slots=True)

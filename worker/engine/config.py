@@ -18,7 +18,8 @@ class TrainingConfig:
     Memory budgets are part of it, since they choose waves and micro-batches.
 
     Units: `micro_batch_tokens` are packed tokens of one forward and backward; `sampling_cache_mib` is the
-    memory for keys and values of one sampling wave; `learning_rate` is AdamW's, constant.
+    memory for keys and values of one sampling wave, `tape_mib` that for
+    what sampling computed and training need not compute again; `learning_rate` is AdamW's, constant.
 
     `advantage` is one of `advantages.ESTIMATORS`; `importance_cap` is set where another program samples.
     """
@@ -44,6 +45,7 @@ class TrainingConfig:
     threads: int | None = None
     micro_batch_tokens: int = 2048
     sampling_cache_mib: int = 2048
+    tape_mib: int = 2048
 
     def __post_init__(self) -> None:
         if self.lora_alpha is None:
@@ -95,6 +97,7 @@ _LEAST = {
     "eval_samples": 1,
     "micro_batch_tokens": 1,
     "sampling_cache_mib": 1,
+    "tape_mib": 0,
 }
 
 

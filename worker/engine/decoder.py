@@ -67,6 +67,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # where a tape holds what was read, the prompt first
     finish: Literal["stop", "length"] | None = None
 
     def take(self, token: int, logprob: float) -> None:
@@ -122,10 +123,14 @@ class Decoder:
         """
         rows, device = self.rows, self._policy.device
         tokens = torch.tensor([row.tokens[row.read] for row in rows], device=device)
+        first = self._policy.next_line
         states = self._policy.decode_rows(tokens, self._layout.positions(), self._layout)
         self._layout.advance()
         for row in rows:
             row.read += 1
+        if first is not None:
+            for index, row in enumerate(rows):
+                row.lines.append(first + index)
         waiting = [index for index, row in enumerate(rows) if len(row.tokens) == row.read]
         self._choose([rows[index] for index in waiting], states, waiting)
         return self._drop([row for row in rows if row.finish is not None])

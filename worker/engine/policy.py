@@ -63,7 +63,7 @@ class Policy:
         }
         self.vocabulary: int = self._causal.get_output_embeddings().weight.shape[0]
         self._head: Product | None = None
-        self._recording: Tape | None = None
+        self.tape: Tape | None = None
         shape = self._causal.config.get_text_config()
         self.context_length: int | None = getattr(shape, "max_position_embeddings", None)
         # Whether the adapter held something before step 1: then the starting model is not the base.
@@ -130,7 +130,7 @@ class Policy:
         if self._plain is not None:
             return self._plain.hidden(token_ids, layout)
         if self._llama is not None:
-            return self._llama.hidden(token_ids, positions, layout, self._recording)
+            return self._llama.hidden(token_ids, positions, layout, self.tape)
         return _general(self._causal, token_ids, positions, layout)
 
     def decode_rows(self, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
@@ -168,12 +168,17 @@ class Policy:
 
     @contextmanager
     def recording(self, tape: Tape) -> Iterator[None]:
-        """Record every forward inside, where the model's path can; an empty tape says that it cannot."""
-        self._recording = tape
+        """Record every forward inside, where the model's path can; no rows on it: it could not."""
+        self.tape = tape
         try:
             yield
         finally:
-            self._recording = None
+            self.tape = None
+
+    @property
+    def next_line(self) -> int | None:
+        """The line the next token read will have on the tape; None where nothing is recorded."""
+        return self.tape.lines if self.tape is not None and self._llama is not None else None
 
     def replay(self, packed: Packed, layout: Layout, tape: Tape, lines: Tensor) -> Tensor:
         """Return what `hidden` would, with gradient, from the products recorded at these lines."""

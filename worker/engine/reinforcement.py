@@ -22,6 +22,7 @@ from worker.engine.parallel import Alone
 from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
 from worker.engine.seeds import shuffled
+from worker.engine.tape import Tape
 from worker.engine.types import (
     EvaluationReport,
     OnAnswer,
@@ -75,6 +76,7 @@ class Reinforcement:
         self._on_answer = on_answer
         self._grammar = grammar
         self._parallel = parallel or Alone()
+        self._tape = Tape(0)
         self._fresh = resume is None and base_line
         if resume is not None:
             state.load(self, resume)
@@ -139,7 +141,8 @@ class Reinforcement:
             temperature=config.temperature,
             seed=config.seed,
         )
-        with self.policy.merged():
+        self._tape = Tape(config.tape_mib << 20)
+        with self.policy.merged(), self.policy.recording(self._tape):
             waves = sample(self.policy, prompts, sampling, self._grammar, self._on_answer)
             return [rollout for wave in waves for rollout in wave]
 
@@ -156,7 +159,7 @@ class Reinforcement:
             values = advantages.values[index]
             own = rollouts[index * len(values) : (index + 1) * len(values)]
             answers = tuple(
-                Answer(rollout.token_ids, rollout.logprobs, advantage)
+                Answer(rollout.token_ids, rollout.logprobs, advantage, self._tape.lines_of(rollout))
                 for rollout, advantage in zip(own, values, strict=True)
                 if advantage is not None
             )
@@ -166,7 +169,10 @@ class Reinforcement:
         mine = [groups[index] for index in self._parallel.own(range(len(prompts))) if index in groups]
         gradient, fitted = Gradient(), self.micro_batch_tokens
         if mine:
-            gradient, fitted = compute_gradient(self.policy, mine, self.config, self._grammar, fitted)
+            gradient, fitted = compute_gradient(
+                self.policy, mine, self.config, self._grammar, fitted, self._tape
+            )
+        self._tape = Tape(0)
         share = _answer_tokens(mine) / _answer_tokens(groups.values())
         self._parallel.add_gradients(self.policy.adapter.values(), share)
         measured.gradient = weighed(self._parallel.all([(share, gradient)]))

@@ -88,6 +88,8 @@ def _sample_wave(
     for ended in _decode(policy, prompts, rows):
         for row in ended:
             prompt, number = row.owner
+            if policy.tape is not None:
+                policy.tape.rows[prompts[prompt].item_index, number] = row.lines
             rollout = answers[row.owner] = _rollout(policy, prompts[prompt], number, row, sampling)
             if on_answer is not None:
                 on_answer(rollout)
@@ -129,7 +131,12 @@ def _decode(policy: Policy, prompts: Sequence[Prompt], rows: list[Row]) -> Itera
     shared = common_prefix(texts)
     packed = pack(texts[0][:shared], [Tree(text[shared:]) for text in texts], policy.device)
     prefill = PackedLayout(packed, remember=True)
+    first = policy.next_line
     states = policy.hidden(packed.token_ids, packed.positions, prefill)
+    if first is not None:
+        for row in rows:
+            span = packed.spans[row.owner[0]]
+            row.lines = [first + place for place in (*range(shared), *range(span.start, span.stop))]
     ends = torch.tensor([span.stop - 1 for span in packed.spans], device=policy.device)
     source = [row.owner[0] for row in rows]
     decoder = Decoder(policy, policy.rows(prefill, source))

@@ -8,6 +8,8 @@ to one step; beyond its budget it gives everything up and training computes agai
 import torch
 from torch import Tensor
 
+from worker.engine.types import Rollout
+
 Products = tuple[Tensor, ...]
 """What one layer computed for some tokens: one [tokens, width] tensor for each of its products."""
 
@@ -50,6 +52,10 @@ class Tape:
             if parts:
                 self._whole.append(tuple(torch.cat(same) for same in zip(*parts, strict=True)))
                 self._parts[layer] = []
+
+    def lines_of(self, rollout: Rollout) -> list[int] | None:
+        """Return the lines of an answer and the prompt before it, or None where they were not kept."""
+        return self.rows.get((rollout.item_index, rollout.sample_index))
 
     def read(self, layer: int, lines: Tensor) -> Products:
         """Return a layer's products for these lines."""

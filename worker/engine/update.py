@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.attention import PackedLayout
-from worker.engine.batches import Group, micro_batches
+from worker.engine.batches import Answer, Group, micro_batches
 from worker.engine.config import TrainingConfig
 from worker.engine.errors import OutOfMemory
 from worker.engine.grammar import Bits, Grammar, replay
@@ -19,6 +19,7 @@ from worker.engine.logprobs import token_logprobs
 from worker.engine.losses import token_loss
 from worker.engine.packing import Packed, Tree, common_prefix, pack, shared_length
 from worker.engine.policy import Policy
+from worker.engine.tape import Tape
 
 
 @dataclass(slots=True)
@@ -42,21 +43,31 @@ class _Scored:
     old_logprobs: Tensor  # [T]
     advantages: Tensor  # [T]
     masks: list[Bits | None]
+    lines: Tensor | None  # [N] where the tape holds each token of the packed row
 
 
 def compute_gradient(
-    policy: Policy, groups: Sequence[Group], config: TrainingConfig, grammar: Grammar | None, budget: int
+    policy: Policy,
+    groups: Sequence[Group],
+    config: TrainingConfig,
+    grammar: Grammar | None,
+    budget: int,
+    tape: Tape | None = None,
 ) -> tuple[Gradient, int]:
     """Fill the adapter's `.grad` with the step's gradient; return its figures and the budget that fitted.
+
+    Answers whose lines are known are not computed again: their products are on the tape.
 
     When memory runs out the whole gradient is started again with half the micro-batch: the same sum in
     smaller parts.
     Raises: OutOfMemory when one answer at a time is still too much.
     """
+    if tape is not None:
+        tape.seal()
     while True:
         batches = micro_batches(groups, budget)
         try:
-            return _accumulate(policy, batches, config, grammar), budget
+            return _accumulate(policy, batches, config, grammar, tape), budget
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -76,7 +87,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def _accumulate(
-    policy: Policy, batches: Sequence[Sequence[Group]], config: TrainingConfig, grammar: Grammar | None
+    policy: Policy,
+    batches: Sequence[Sequence[Group]],
+    config: TrainingConfig,
+    grammar: Grammar | None,
+    tape: Tape | None,
 ) -> Gradient:
     for parameter in policy.adapter.values():
         parameter.grad = None
@@ -85,16 +100,24 @@ def _accumulate(
     tokens = sum(len(answer.token_ids) for answer in answers)
     total = Gradient()
     for batch in batches:
-        _micro_batch(policy, _lay_out(policy, batch, grammar), config, tokens, total)
+        _micro_batch(policy, _lay_out(policy, batch, grammar), config, tokens, total, tape)
     return total
 
 
 def _micro_batch(
-    policy: Policy, scored: _Scored, config: TrainingConfig, tokens: int, total: Gradient
+    policy: Policy,
+    scored: _Scored,
+    config: TrainingConfig,
+    tokens: int,
+    total: Gradient,
+    tape: Tape | None,
 ) -> None:
-    def logprobs() -> tuple[Tensor, Tensor]:
-        layout = PackedLayout(scored.packed)
-        states = policy.hidden(scored.packed.token_ids, scored.packed.positions, layout)[scored.states]
+    def logprobs(tape: Tape | None) -> tuple[Tensor, Tensor]:
+        packed, layout = scored.packed, PackedLayout(scored.packed)
+        if tape is not None and scored.lines is not None:
+            states = policy.replay(packed, layout, tape, scored.lines)[scored.states]
+        else:
+            states = policy.hidden(packed.token_ids, packed.positions, layout)[scored.states]
         return token_logprobs(
             policy.logits, states, scored.targets, temperature=config.temperature, masks=scored.masks
         )
@@ -102,8 +125,8 @@ def _micro_batch(
     base = None
     if config.kl_beta > 0:
         with torch.no_grad(), policy.base():
-            base, _ = logprobs()
-    current, entropy = logprobs()
+            base, _ = logprobs(None)
+    current, entropy = logprobs(tape)
     result = token_loss(
         current,
         scored.old_logprobs,
@@ -124,32 +147,35 @@ def _micro_batch(
 
 def _lay_out(policy: Policy, groups: Sequence[Group], grammar: Grammar | None) -> _Scored:
     common = common_prefix([group.prompt for group in groups])
+    chosen = [[_choices(answer, grammar) for answer in group.answers] for group in groups]
     trees, forks = [], []
-    for group in groups:
-        # The last token of an answer predicts nothing, so it is never read.
-        inputs = [tuple(answer.token_ids[:-1]) for answer in group.answers]
+    lines: list[int] = []
+    for group, choices in zip(groups, chosen, strict=True):
+        # What follows the last choice predicts nothing that teaches, so it is never read.
+        inputs = [
+            tuple(answer.token_ids[: max(places, default=0)])
+            for answer, places in zip(group.answers, choices, strict=True)
+        ]
         fork = shared_length(inputs)
         trunk = (*group.prompt[common:], *inputs[0][:fork])
         trees.append(Tree(trunk, tuple(tokens[fork:] for tokens in inputs)))
         forks.append(len(group.prompt) + fork)
+        lines += _lines(group, [len(tokens) for tokens in inputs], common if lines else 0, forks[-1])
     packed = pack(groups[0].prompt[:common], trees, policy.device)
     states: list[int] = []
     targets: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
     masks: list[Bits | None] = []
-    for group, span, fork in zip(groups, packed.spans, forks, strict=True):
-        for answer, branch in zip(group.answers, span.branch_starts, strict=True):
-            choices = replay(grammar, answer.token_ids) if grammar else None
-            for place, token in enumerate(answer.token_ids):
-                if choices is not None and choices[place] is None:
-                    continue
+    for group, choices, span, fork in zip(groups, chosen, packed.spans, forks, strict=True):
+        for answer, places, branch in zip(group.answers, choices, span.branch_starts, strict=True):
+            for place, mask in places.items():
                 before = len(group.prompt) + place - 1
                 states.append(span.start + before - common if before < fork else branch + before - fork)
-                targets.append(token)
+                targets.append(answer.token_ids[place])
                 old.append(answer.old_logprobs[place])
                 advantages.append(answer.advantage)
-                masks.append(choices[place] if choices is not None else None)
+                masks.append(mask)
     device = policy.device
     return _Scored(
         packed,
@@ -158,4 +184,24 @@ def _lay_out(policy: Policy, groups: Sequence[Group], grammar: Grammar | None) -
         torch.tensor(old, device=device),
         torch.tensor(advantages, device=device),
         masks,
+        torch.tensor(lines, device=device) if len(lines) == len(packed.token_ids) else None,
     )
+
+
+def _choices(answer: Answer, grammar: Grammar | None) -> dict[int, Bits | None]:
+    """Return the places of an answer that were not forced, with the bits each was drawn under."""
+    if grammar is None:
+        return dict.fromkeys(range(len(answer.token_ids)))
+    replayed = enumerate(replay(grammar, answer.token_ids))
+    return {place: bits for place, bits in replayed if bits is not None}
+
+
+def _lines(group: Group, read: Sequence[int], start: int, fork: int) -> list[int]:
+    """Return the tape's lines of a tree's tokens from `start` on: its trunk to the fork, then each branch."""
+    known = [answer.lines for answer in group.answers if answer.lines is not None]
+    if len(known) < len(group.answers):
+        return []
+    lines = list(known[0][start:fork])
+    for own, length in zip(known, read, strict=True):
+        lines += own[fork : len(group.prompt) + length]
+    return lines
