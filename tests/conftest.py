@@ -1,6 +1,5 @@
 """Fixtures every test may use: throw-away settings, both databases, storage, a process's context."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,10 @@ from app.core.queue import Queue
 from app.core.settings import Settings
 from app.core.storage import Storage
 from app.core.tables import Row
+from worker.engine import machine
 
-# As the trainer sets it, before any test loads torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before any test loads torch.
+machine.wait_briefly()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from app.core.settings import Settings
 from app.core.tables import Job
 from app.services import events, leases
 from app.services.leases import Lease, LeaseLost
+from worker.engine import machine
 
 logger = logging.getLogger("worker.trainer")
 
@@ -77,9 +78,8 @@ class Heartbeat(threading.Thread):
 def main(job_id: str, token: int, parent: int) -> int:
     """Work on one claimed job and return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    # Before torch is loaded: threads that spin while they wait cost a busy two-core machine a factor of
-    # twenty (docs/decisions/passive-waiting.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    machine.wait_briefly()
+    machine.keep_memory()
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -4,14 +4,16 @@
 clearing the policy's stop ids, so that every answer has its full length.
 """
 
-import os
 import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from worker.engine import machine
+
 # As the trainer does, before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+machine.wait_briefly()
+machine.keep_memory()
 
 import torch
 from transformers import AutoConfig

@@ -9,7 +9,6 @@ Run by `make bench-learning`; `--task genes` is for a GPU.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from worker.engine import machine
+
+machine.wait_briefly()
 
 import numpy as np
 

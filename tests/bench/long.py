@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from worker.engine import machine
+
+machine.wait_briefly()
 
 import torch
 

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from worker.engine import machine
+
+machine.wait_briefly()
 
 from app.core.settings import Settings
 from app.graders.spec import parse_grader

@@ -1,15 +1,26 @@
-"""What the process asks of the machine before it trains or serves: memory that stays once it was touched.
+"""What a process asks of the machine before it trains or serves: memory that stays, threads that wait well.
 
 Called by whoever starts a process that computes (the trainer, the inference process, a bench); never by the
 engine itself, since it speaks for the whole process.
 """
 
 import ctypes
+import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from malloc.h
 _MOST_MMAP = 32 << 20  # glibc takes no more
 _LARGE = 2**31 - 1
+
+
+def wait_briefly() -> None:
+    """Let torch's threads spin a few microseconds for each other, then sleep; to be called before torch loads.
+
+    Spinning without end costs a busy two-core machine a factor of ten, sleeping at once an idle one a fifth of
+    its decoding (`docs/decisions/brief-waiting.md`). What the operator has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def keep_memory() -> None:

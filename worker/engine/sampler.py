@@ -88,7 +88,7 @@ def _sample_wave(
     for ended in _decode(policy, prompts, rows):
         for row in ended:
             prompt, number = row.owner
-            if policy.tape is not None:
+            if policy.tape is not None and row.lines:
                 policy.tape.rows[prompts[prompt].item_index, number] = row.lines
             rollout = answers[row.owner] = _rollout(policy, prompts[prompt], number, row, sampling)
             if on_answer is not None:

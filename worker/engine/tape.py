@@ -36,7 +36,6 @@ class Tape:
         if self._left < 0:
             self.spilled = True
             self._parts.clear()
-            self.rows.clear()
             return
         if layer == len(self._parts):
             self._parts.append([])
@@ -55,6 +54,8 @@ class Tape:
 
     def lines_of(self, rollout: Rollout) -> list[int] | None:
         """Return the lines of an answer and the prompt before it, or None where they were not kept."""
+        if self.spilled:
+            return None
         return self.rows.get((rollout.item_index, rollout.sample_index))
 
     def read(self, layer: int, lines: Tensor) -> Products:

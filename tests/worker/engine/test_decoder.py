@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.worker.engine.conftest import Load, disturb, plain_logprobs, prompts_for, settings
-from tests.worker.engine.test_architectures import MODELS
+from tests.worker.engine.test_architectures import SHARING
 from worker.engine.decoder import Decoder, Row, Shaping
 from worker.engine.errors import NonFinite
 from worker.engine.grammar import Grammar
@@ -85,13 +85,13 @@ def test_rows_that_come_and_go_answer_as_if_alone(load: Load) -> None:
         torch.testing.assert_close(torch.tensor(one.logprobs), plain, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SHARING)
 def test_windows_soft_caps_and_norms_hold_for_rows_of_any_length(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        MODELS[name]().save_pretrained(tmp_path)
+        SHARING[name]().save_pretrained(tmp_path)
     for part in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / part).write_bytes((tiny_model / part).read_bytes())
     policy = Policy.load(tmp_path, config=settings())

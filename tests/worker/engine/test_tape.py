@@ -1,0 +1,90 @@
+"""What sampling recorded against what training would compute: the same numbers, whatever the lengths."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.worker.engine.conftest import Load, prompts_for, settings
+from tests.worker.engine.test_grammar import SCHEMA
+from tests.worker.engine.test_update import WHOLE, assert_close, gradient_of
+from worker.engine.batches import Answer, Group
+from worker.engine.grammar import Grammar
+from worker.engine.policy import Policy
+from worker.engine.reinforcement import Reinforcement
+from worker.engine.sampler import Sampling, sample
+from worker.engine.tape import Tape
+from worker.engine.update import compute_gradient
+
+
+def recorded(policy: Policy, grammar: Grammar | None, budget: int = 1 << 30) -> tuple[Tape, list[Group]]:
+    """Sample groups of uneven answers onto a tape; every third answer's grade is missing."""
+    prompts = prompts_for(policy, "a", "longer than the others by far", "bb")
+    tape = Tape(budget)
+    with policy.merged(), policy.recording(tape):
+        waves = sample(policy, prompts, Sampling("train", 1, 6, 40, 1.0, 5), grammar)
+        rollouts = [rollout for wave in waves for rollout in wave]
+    assert len({len(rollout.token_ids) for rollout in rollouts}) > 2
+    groups = [
+        Group(
+            prompt.token_ids,
+            tuple(
+                Answer(one.token_ids, one.logprobs, float(one.sample_index % 2) - 0.5, tape.lines_of(one))
+                for one in rollouts
+                if one.item_index == prompt.item_index and one.sample_index % 3
+            ),
+        )
+        for prompt in prompts
+    ]
+    return tape, groups
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("budget", [WHOLE, 150])
+def test_training_from_the_tape_equals_computing_again(load: Load, constrained: bool, budget: int) -> None:
+    policy = load(trained=True)
+    policy.stop_ids = (*policy.stop_ids, *range(20, 60))
+    grammar = Grammar.from_json_schema(SCHEMA, policy.tokenizer) if constrained else None
+    tape, groups = recorded(policy, grammar)
+    config = replace(settings(), kl_beta=0.1)
+    again = [
+        replace(group, answers=tuple(replace(one, lines=None) for one in group.answers)) for group in groups
+    ]
+    expected_figures, _ = compute_gradient(policy, again, config, grammar, budget)
+    expected = gradient_of(policy)
+    figures, _ = compute_gradient(policy, groups[:2], config, grammar, budget, tape)
+    partly = gradient_of(policy)
+    figures, _ = compute_gradient(policy, groups, config, grammar, budget, tape)
+    assert_close(gradient_of(policy), expected)
+    assert figures.loss == pytest.approx(expected_figures.loss, abs=1e-5)
+    assert figures.entropy == pytest.approx(expected_figures.entropy, rel=1e-4)
+    assert figures.sampler_trainer_kl < 1e-8
+    # Another two groups give another gradient: the comparison above can fail.
+    with pytest.raises(AssertionError):
+        assert_close(partly, expected)
+
+
+def test_a_tape_beyond_its_budget_keeps_nothing(load: Load) -> None:
+    policy = load(trained=True)
+    tape, groups = recorded(policy, None, budget=20_000)
+    assert tape.spilled
+    assert all(answer.lines is None for group in groups for answer in group.answers)
+
+
+def test_a_path_that_cannot_record_leaves_the_tape_empty(load: Load) -> None:
+    tape, groups = recorded(load(trained=True, fast=False), None)
+    assert all(answer.lines is None for group in groups for answer in group.answers)
+    assert tape.lines == 0
+
+
+def test_a_step_learns_the_same_with_and_without_a_tape(load: Load) -> None:
+    def grad_norm(megabytes: int) -> float:
+        run = Reinforcement(
+            policy := load(trained=True),
+            train_prompts=prompts_for(policy, "a", "a longer one", "bb"),
+            valid_prompts=[],
+            score=lambda rollouts: [float(one.sample_index % 2) for one in rollouts],
+            config=settings(tape_mib=megabytes),
+        )
+        return next(run.steps()).metrics.grad_norm
+
+    assert grad_norm(64) == pytest.approx(grad_norm(0), rel=1e-4)
