@@ -14,10 +14,10 @@ _LARGE = 2**31 - 1
 
 
 def wait_briefly() -> None:
-    """Let torch's threads spin a few microseconds for each other, then sleep; to be called before torch loads.
+    """Let torch's threads spin a few microseconds for each other, then sleep; call it before torch loads.
 
-    Spinning without end costs a busy two-core machine a factor of ten, sleeping at once an idle one a fifth of
-    its decoding (`docs/decisions/brief-waiting.md`). What the operator has set stays.
+    Spinning without end costs a busy two-core machine a factor of ten; sleeping at once costs an idle one a
+    fifth of its decoding (`docs/decisions/brief-waiting.md`). What the operator has set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
