@@ -16,7 +16,7 @@ from app.core.response_format import parse_response_format, schema_of
 from app.graders.grade import grade
 from app.graders.json_text import NotJson, read_json
 from app.graders.spec import Grader, dump
-from app.services import graders, saved_graders, trials
+from app.services import graders, saved_graders, trial_records, trials
 
 router = APIRouter(tags=["graders"])
 
@@ -63,7 +63,9 @@ def try_grader(context: InContext, caller: ByCaller, document: JsonObject) -> di
     with context.db.reading() as session:
         trial = trials.gather(session, storage=context.storage, project_id=caller.project_id, asked=asked)
     with graders.means(context.settings, grader, concurrency=context.settings.grader_concurrency) as means:
-        return {"grader": dump(grader), **trials.run(grader, trial, means)}
+        report = trials.run(grader, trial, means)
+    trial_records.keep(context.storage, project_id=caller.project_id, grader=grader, report=report)
+    return {"grader": dump(grader), **report}
 
 
 @router.post("/graders")

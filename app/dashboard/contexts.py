@@ -78,6 +78,27 @@ class NumberField:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadinessItem:
+    """One thing that is known of a grader before a run."""
+
+    chip: Chip
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What is known of a saved version. `better` is a later one that passes; `must_accept`: probes failed."""
+
+    value: str
+    is_chosen: bool
+    items: tuple[ReadinessItem, ...]
+    lab_href: str
+    better: Choice | None
+    must_accept: bool
+    is_accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CreatePage:
     """The form that starts a run, with what was typed and what was wrong with it."""
 
@@ -93,6 +114,8 @@ class CreatePage:
     templates_json: str
     templates: tuple[Choice, ...]
     formats: tuple[Choice, ...]
+    saved_graders: tuple[Choice, ...]
+    readiness: tuple[Readiness, ...]
     sandbox: str
 
 

@@ -4,6 +4,8 @@ refusals come back beside their fields with everything that was typed.
 Files chosen for upload are stored first, so that a refusal later in the form does not lose them.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -14,13 +16,13 @@ from starlette.datastructures import FormData
 from app.core.context import Context
 from app.core.errors import AppError, InvalidRequest, NotFound, TooLarge
 from app.core.tables import Model
-from app.dashboard import create_templates, format, render
+from app.dashboard import create_graders, create_templates, format, render
 from app.dashboard.contexts import Choice, CreatePage, FileField, NumberField
 from app.dashboard.files import take_upload
 from app.dashboard.job_facts import request_body
 from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Visitor, sandbox_line, text
 from app.graders.json_text import NotJson, read_json
-from app.services import files, jobs, models
+from app.services import files, jobs, models, saved_graders
 
 router = APIRouter()
 MAX_CHOICES = 200
@@ -68,6 +70,7 @@ NUMBERS = (
 _METHOD = "method.reinforcement."
 _LABELS = {
     "model": "Base model",
+    "saved_grader": "Saved grader",
     "grader": "Grader",
     "response_format": "Response format",
     "suffix": "Suffix",
@@ -87,47 +90,67 @@ class Refused(Exception):
         self.message = message
 
 
+class _Again(Exception):
+    """The form is to be shown again, with another choice made in it."""
+
+
 @router.get("/finetune/new")
 def show_form(
     visitor: SignedIn,
     session: Reading,
+    context: Parts,
     from_job: Annotated[str, Query(alias="from", max_length=64)] = "",
     file: Annotated[str, Query(max_length=64)] = "",
+    grader: Annotated[str, Query(max_length=64)] = "",
+    v: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:
-    """Show the form, empty, or filled from an earlier job or file."""
+    """Show the form, empty, or filled from an earlier job, a file or a saved grader."""
     values = (
         _values_of_job(session, visitor, from_job)
         if from_job
         else {"training_file": file} | create_templates.FIRST
     )
-    return _page(session, visitor, values, {})
+    if grader:
+        values["saved_grader"] = create_graders.value_of(grader, v)
+    return _page(session, context, visitor, values, {})
 
 
 @router.post("/finetune/new")
 def create_job(visitor: SignedIn, form: Form, context: Parts) -> Response:
     """Start the run, or show the form again with what is wrong."""
-    values = {key: text(form, key) for key in _LABELS}
+    values, errors = {key: text(form, key) for key in _LABELS}, {}
+    accepted = [str(value) for value in form.getlist("accepted")]
     try:
         values |= _store_uploads(context, visitor, form)
+        if better := text(form, "use"):
+            values["saved_grader"] = better
+            raise _Again
+        _check_readiness(context, visitor, values, accepted)
         body = build_body(values)
         jobs.check_sources(settings=context.settings, body=body)
         with context.db.transaction() as session:
             job = jobs.create_job(
                 session, settings=context.settings, project_id=visitor.project_id, body=body
             )
+    except _Again:
+        pass
     except Refused as refusal:
         errors = {refusal.field: refusal.message}
     except (InvalidRequest, NotFound) as refused:
-        errors = {field_of(refused): refused.message}
+        field = field_of(refused)
+        errors = {"saved_grader" if field == "grader" and values["saved_grader"] else field: refused.message}
     else:
         return RedirectResponse(f"/finetune/{job.id}", status_code=303)
     with context.db.reading() as session:
-        return _page(session, visitor, values, errors)
+        return _page(session, context, visitor, values, errors, accepted)
 
 
 def build_body(values: dict[str, str]) -> dict[str, Any]:
     """Return the request a form stands for. Raises: Refused for text that is no JSON."""
-    inner: dict[str, Any] = {"grader": _json(values, "grader")}
+    saved = values.get("saved_grader", "")
+    inner: dict[str, Any] = {
+        "grader": create_graders.reference_of(saved) if saved else _json(values, "grader")
+    }
     response_format = _json(values, "response_format")
     if response_format is not None:
         inner["response_format"] = response_format
@@ -194,14 +217,41 @@ def _values_of_job(session: Session, visitor: Visitor, job_id: str) -> dict[str,
     values |= {
         key: create_templates.pretty(inner[key]) for key in ("grader", "response_format") if key in inner
     }
+    if (recorded := (job.saved_graders or {}).get(f"{_METHOD}grader")) is not None:
+        value = create_graders.value_of(recorded["id"], recorded["version"])
+        with suppress(NotFound):  # deleted since: the content it had stands in the form
+            saved_graders.get_grader(session, project_id=visitor.project_id, grader_id=recorded["id"])
+            values["saved_grader"] = value
     return values
+
+
+def _check_readiness(
+    context: Context, visitor: Visitor, values: dict[str, str], accepted: Sequence[str]
+) -> None:
+    chosen = values["saved_grader"]
+    if not chosen:
+        return
+    with context.db.reading() as session:
+        _, readiness = create_graders.offered(session, context, visitor, chosen, accepted)
+    if (words := create_graders.objection(readiness, chosen)) is not None:
+        raise Refused("saved_grader", words)
 
 
 def _file_keys() -> tuple[str, ...]:
     return tuple(field.key for field in FILE_FIELDS)
 
 
-def _page(session: Session, visitor: Visitor, values: dict[str, str], errors: dict[str, str]) -> Response:
+def _page(
+    session: Session,
+    context: Context,
+    visitor: Visitor,
+    values: dict[str, str],
+    errors: dict[str, str],
+    accepted: Sequence[str] = (),
+) -> Response:
+    choices, readiness = create_graders.offered(
+        session, context, visitor, values.get("saved_grader", ""), accepted
+    )
     listed = files.list_files(
         session, project_id=visitor.project_id, purpose="fine-tune", limit=MAX_CHOICES
     ).rows
@@ -221,6 +271,8 @@ def _page(session: Session, visitor: Visitor, values: dict[str, str], errors: di
         templates_json=create_templates.as_json(),
         templates=create_templates.GRADER_CHOICES,
         formats=create_templates.FORMAT_CHOICES,
+        saved_graders=choices,
+        readiness=readiness,
         sandbox=sandbox_line(session),
     )
     return render.page("jobs/new.html", page, status=422 if errors else 200)

@@ -150,9 +150,8 @@ def _probe(name: str, rows: Sequence[Mapping[str, Any]]) -> ProbeRow:
     else:
         chip = Chip("failed", f"expected {bound}", "bad", "solid")
     broken = sum(row["holds"] is False for row in rows)
-    note = f"Row {worst['item_index']}, and {broken} of {len(rows)} rows in all." if broken else ""
-    if broken and len(rows) == 1:
-        note = f"Row {worst['item_index']}."
+    note = f"In {broken} of {format.plural(len(rows), 'row')}; this is row {worst['item_index']}."
+    note = note if broken else ""
     if worst["message"] and not worst["holds"]:
         note = f"{note} {str(worst['message']).strip().splitlines()[-1]}".strip()
     return ProbeRow(PROBES.get(name, name), worst["reward"], chip, note, worst["output_text"])

@@ -141,7 +141,7 @@ def _row(
     version: GraderVersion,
     used: dict[str, list[Use]],
 ) -> LibraryRow:
-    record = trial_records.find(context.storage, project_id=visitor.project_id, sha256=version.sha256)
+    record = trial_records.find(context.storage, project_id=visitor.project_id, content=version.content)
     return LibraryRow(
         id=saved.id,
         name=saved.name,

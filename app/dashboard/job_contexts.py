@@ -160,6 +160,7 @@ class JobView:
     events: tuple[EventRow, ...]
     more_events: str | None
     facts: tuple[Fact, ...]
+    graders: tuple[Fact, ...]
     settings: tuple[Setting, ...]
     request_json: str
     curl: str

@@ -13,7 +13,7 @@ from app.core.tables import Job
 from app.dashboard import format
 from app.dashboard.contexts import Fact
 from app.dashboard.job_contexts import Setting
-from app.services import files
+from app.services import files, saved_graders
 
 
 def request_body(job: Job) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def facts_of(session: Session, job: Job) -> tuple[Fact, ...]:
     model = job.fine_tuned_model
     output = Fact("Output model", model or "Named when the job succeeds", bool(model), copies=bool(model))
     facts = [Fact("Job ID", job.id, mono=True, copies=True), Fact("Base model", job.model, mono=True), output]
-    facts.append(_grader(job))
+    facts.extend(graders_of(session, job))
     for key, label in (
         ("training_file", "Training"),
         ("validation_file", "Validation"),
@@ -82,6 +82,22 @@ def _grader(job: Job) -> Fact:
         return Fact("Grader", f"{grader['calculate_output']} ({', '.join(grader['graders'])})", mono=True)
     how = grader.get("operation") or grader.get("evaluation_metric") or ""
     return Fact("Grader", f"{grader['type']} {how}".strip(), mono=True)
+
+
+def graders_of(session: Session, job: Job) -> tuple[Fact, ...]:
+    """Return what the job grades with, and which saved versions it recorded, each by where it stands."""
+    facts = [_grader(job)]
+    for param, recorded in (job.saved_graders or {}).items():
+        part = param.removeprefix("method.reinforcement.grader").removeprefix(".graders.")
+        label, version = f"Saved as {part}" if part else "Saved grader", f"version {recorded['version']}"
+        try:
+            saved = saved_graders.get_grader(session, project_id=job.project_id, grader_id=recorded["id"])
+        except NotFound:
+            facts.append(Fact(label, f"{recorded['id']}, {version} (deleted)", mono=True))
+        else:
+            href = f"/graders/{saved.id}?v={recorded['version']}"
+            facts.append(Fact(label, f"{saved.name}, {version}", href=href))
+    return tuple(facts)
 
 
 def _file(session: Session, job: Job, file_id: str | None, label: str, key: str) -> Fact:

@@ -23,7 +23,7 @@ from app.dashboard.job_contexts import (
     JobView,
     LiveView,
 )
-from app.dashboard.job_facts import curl, facts_of, request_body, settings_of
+from app.dashboard.job_facts import curl, facts_of, graders_of, request_body, settings_of
 from app.dashboard.verdict import verdict
 from app.services import checkpoints, events, jobs
 
@@ -130,6 +130,7 @@ def view(
         events=tuple(map(event_row, timeline.rows)),
         more_events=timeline.rows[-1].id if timeline.has_more else None,
         facts=facts_of(session, job),
+        graders=graders_of(session, job),
         settings=settings_of(job),
         request_json=json.dumps(request, indent=2, ensure_ascii=False),
         curl=curl(request),

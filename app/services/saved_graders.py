@@ -124,6 +124,18 @@ def list_versions(
     return read_page(session, query, keys=keys, id_column=GraderVersion.id, limit=limit, after=after)
 
 
+def all_versions(session: Session, *, project_id: str, limit: int) -> list[tuple[SavedGrader, GraderVersion]]:
+    """Return the project's saved graders with each of their versions, the graders changed last first."""
+    query = (
+        select(SavedGrader, GraderVersion)
+        .join(GraderVersion, GraderVersion.grader_id == SavedGrader.id)
+        .where(SavedGrader.project_id == project_id)
+        .order_by(SavedGrader.updated_at.desc(), SavedGrader.id, GraderVersion.version.desc())
+        .limit(limit)
+    )
+    return [(saved, version) for saved, version in session.execute(query)]
+
+
 def get_version(
     session: Session, *, project_id: str, grader_id: str, version: int | None = None
 ) -> GraderVersion:

@@ -1,4 +1,4 @@
-"""What the last trial of a grader's content found: a small file in storage under the content's digest.
+"""What the last trial of a grader found: a small file in storage under its content's digest.
 
 So a version shows what was learned about it before it was saved, and a run can warn before it starts. Called
 by api and dashboard after a trial; old records go when the worker sweeps.
@@ -40,8 +40,8 @@ def keep(storage: Storage, *, project_id: str, grader: Grader, report: Mapping[s
 
     A trial without probes, or without answers, leaves standing what an earlier one found of them.
     """
-    sha256, probes = digest(dump(grader)), report["probes"]
-    found = find(storage, project_id=project_id, sha256=sha256) or _NOTHING
+    content, probes = dump(grader), report["probes"]
+    found = find(storage, project_id=project_id, content=content) or _NOTHING
     if probes:
         failed = dict.fromkeys(probe["probe"] for probe in probes if probe["holds"] is False)
         found = replace(found, probes=len({probe["probe"] for probe in probes}), failed=tuple(failed))
@@ -55,13 +55,13 @@ def keep(storage: Storage, *, project_id: str, grader: Grader, report: Mapping[s
         )
     with suppress(StorageFull):
         kept = asdict(replace(found, at=clock.now()))
-        storage.write(_uri(project_id, sha256), [json.dumps(kept).encode()])
+        storage.write(_uri(project_id, content), [json.dumps(kept).encode()])
 
 
-def find(storage: Storage, *, project_id: str, sha256: str) -> TrialRecord | None:
+def find(storage: Storage, *, project_id: str, content: Mapping[str, Any]) -> TrialRecord | None:
     """Return what the last trial of a content found, None where it was never tried."""
     try:
-        kept = json.loads(storage.path(_uri(project_id, sha256)).read_bytes())
+        kept = json.loads(storage.path(_uri(project_id, content)).read_bytes())
         return TrialRecord(**kept | {"failed": tuple(kept["failed"])})
     except (OSError, ValueError, TypeError, LookupError):
         return None
@@ -78,5 +78,7 @@ def forget_old(storage: Storage, *, before: float) -> int:
     return gone
 
 
-def _uri(project_id: str, sha256: str) -> str:
-    return f"{FOLDER}/{project_id}/{sha256}"
+def _uri(project_id: str, content: Mapping[str, Any]) -> str:
+    # Most graders are tried before they have a name, which changes no reward.
+    nameless = {key: value for key, value in content.items() if key != "name"}
+    return f"{FOLDER}/{project_id}/{digest(nameless)}"

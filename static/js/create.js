@@ -15,6 +15,18 @@ for (const select of document.querySelectorAll("[data-fills]")) {
   });
 }
 
+// A saved version brings its own readiness, and leaves the JSON field without a use.
+const saved = document.getElementById("saved_grader");
+const inline = document.querySelector("[data-inline-grader]");
+const show = () => {
+  for (const block of document.querySelectorAll("[data-readiness]")) {
+    block.hidden = block.dataset.readiness !== saved.value;
+  }
+  inline.hidden = saved.value !== "" && !inline.querySelector("[aria-invalid]");
+};
+saved.addEventListener("change", show);
+show();
+
 for (const upload of document.querySelectorAll("input[type=file]")) {
   upload.addEventListener("change", () => {
     const select = document.getElementById(upload.id.replace(/_upload$/, ""));

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from app.core.context import Context
+from app.core.tables import Job
 from app.services import projects
 from tests import factories
 from tests.browser.conftest import Service, Watched
@@ -133,6 +134,33 @@ def test_a_bad_grader_is_mended_before_it_costs_anything(
     expect(diff.locator(".added")).to_have_count(5)
     expect(page.get_by_test_id("version-row")).to_have_count(2)
     watched.check("codes")
+    address = page.url.split("?")[0]
     page.get_by_role("link", name="Graders", exact=True).first.click()
     expect(page.get_by_test_id("grader-row")).to_contain_text("All 10 probes passed")
     watched.check("Graders")
+
+    # 7. A run with version 1 must be asked for twice; version 2 starts at once.
+    page.goto(f"{address}?v=1")
+    page.get_by_role("link", name="Use in a run").click()
+    failed = page.get_by_test_id("readiness-item").filter(has_text="2 of 10 probes failed")
+    expect(failed).to_contain_text("all references at once")
+    expect(page.locator("#grader")).to_be_hidden()
+    page.locator("#training_file").select_option(index=1)
+    page.get_by_role("button", name="Start run").click()
+    expect(page.locator("#summary")).to_contain_text("2 of 10 probes failed")
+    expect(page.get_by_label("Start a run with it all the same")).to_be_visible()
+    watched.check("Create a run")
+    page.get_by_role("button", name="Use version 2").click()
+    expect(page.get_by_label("Saved grader")).to_have_value(f"{address.split('/')[-1]}@2")
+    expect(page.get_by_text("All 10 probes are as expected.")).to_be_visible()
+    watched.check("Create a run")
+    page.get_by_role("button", name="Start run").click()
+    expect(page.get_by_test_id("job-status")).to_be_visible()
+    job_id = page.url.split("/")[-1]
+    with service.context.db.reading() as session:
+        recorded = session.get_one(Job, job_id).saved_graders
+    assert recorded is not None
+    assert recorded["method.reinforcement.grader"]["version"] == 2
+    page.goto(f"{service.url}/finetune/{job_id}/config")
+    page.get_by_role("link", name="codes, version 2").click()
+    expect(page.get_by_test_id("version-row").first).to_contain_text("tiny")

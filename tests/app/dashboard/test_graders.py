@@ -184,22 +184,22 @@ def test_versions_are_saved_compared_and_deleted(
 def test_a_trial_is_remembered_with_its_content(
     browser: TestClient, context: Context, csrf: str, seeded: Seeded
 ) -> None:
-    browser.post("/graders/new", data=form(csrf, "try", **on_rows(seeded)))
+    browser.post("/graders/new", data=form(csrf, "try", **on_rows(seeded)) | {"name": ""})
     path = save(browser, csrf).split("?")[0]
     assert "2 of 10 probes failed" in browser.get("/graders").text
     with context.db.reading() as session:
         version = saved_graders.get_version(
             session, project_id=seeded.project_id, grader_id=path.split("/")[-1]
         )
-    record = trial_records.find(context.storage, project_id=seeded.project_id, sha256=version.sha256)
+    record = trial_records.find(context.storage, project_id=seeded.project_id, content=version.content)
     assert record is not None
     assert record.failed == ("whitespace", "lower_case")
     browser.post(path, data=form(csrf, "try", inner="orders", answers="0: a\n0: b", **on_rows(seeded)))
-    record = trial_records.find(context.storage, project_id=seeded.project_id, sha256=version.sha256)
+    record = trial_records.find(context.storage, project_id=seeded.project_id, content=version.content)
     assert record is not None
     assert (record.answers, record.prompts, record.mixed) == (2, 1, 0)
     assert trial_records.forget_old(context.storage, before=record.at + 1) == 1
-    assert trial_records.find(context.storage, project_id=seeded.project_id, sha256=version.sha256) is None
+    assert trial_records.find(context.storage, project_id=seeded.project_id, content=version.content) is None
 
 
 def test_a_name_is_needed_to_save(browser: TestClient, csrf: str) -> None:
@@ -237,3 +237,76 @@ def test_openais_json_can_be_pasted(browser: TestClient, csrf: str) -> None:
     assert answer.status_code == 303
     text = browser.get(answer.headers["location"]).text
     assert '<option value="ne" selected>' in text
+
+
+def run_form(csrf: str, seeded: Seeded, **values: str) -> dict[str, str]:
+    """Return the fields of the form that starts a run."""
+    return {"csrf": csrf, "model": "smollm2-135m-instruct", "training_file": seeded.training_file} | values
+
+
+def test_a_run_takes_a_saved_version(
+    browser: TestClient, context: Context, csrf: str, seeded: Seeded
+) -> None:
+    grader_id = save(browser, csrf, source=SOUND).split("?")[0].split("/")[-1]
+    text = browser.get(f"/finetune/new?grader={grader_id}&v=1").text
+    assert f'<option value="{grader_id}@1" selected>orders · version 1</option>' in text
+    assert "Nobody has run probes on this version." in text
+    sent = run_form(csrf, seeded, saved_grader=f"{grader_id}@1", grader="{not json")
+    answer = browser.post("/finetune/new", data=sent)
+    assert answer.status_code == 303
+    job_id = answer.headers["location"].split("/")[-1]
+    with context.db.reading() as session:
+        job = session.get_one(Job, job_id)
+        assert job.method["reinforcement"]["grader"]["source"] == SOUND
+    assert (
+        f'<a href="/graders/{grader_id}?v=1">orders, version 1</a>'
+        in browser.get(f"/finetune/{job_id}/config").text
+    )
+    again = browser.get(f"/finetune/new?from={job_id}").text
+    assert f'<option value="{grader_id}@1" selected>' in again
+    browser.post(f"/graders/{grader_id}/delete", data={"csrf": csrf})
+    assert f"{grader_id}, version 1 (deleted)" in browser.get(f"/finetune/{job_id}/config").text
+    assert f"{grader_id}@1" not in browser.get(f"/finetune/new?from={job_id}").text
+
+
+def test_a_version_that_can_be_gamed_is_asked_for_twice(
+    browser: TestClient, csrf: str, seeded: Seeded
+) -> None:
+    browser.post("/graders/new", data=form(csrf, "try", **on_rows(seeded)))
+    path = save(browser, csrf).split("?")[0]
+    value = f"{path.split('/')[-1]}@1"
+    sent = run_form(csrf, seeded, saved_grader=value)
+    refused = browser.post("/finetune/new", data=sent)
+    assert refused.status_code == 422
+    assert "2 of 10 probes failed: reference with spaces, reference in small letters." in refused.text
+    assert 'id="saved_grader-wrong"' in refused.text
+    assert "Use version" not in refused.text
+    assert browser.post("/finetune/new", data=sent | {"accepted": "grader_other@1"}).status_code == 422
+    assert browser.post("/finetune/new", data=sent | {"accepted": value}).status_code == 303
+
+
+def test_a_better_version_is_offered_and_keeps_the_form(
+    browser: TestClient, csrf: str, seeded: Seeded
+) -> None:
+    browser.post("/graders/new", data=form(csrf, "try", **on_rows(seeded)))
+    path = save(browser, csrf).split("?")[0]
+    sound = {"source": SOUND, "inner": "orders"}
+    browser.post(path, data=form(csrf, "try", **sound, **on_rows(seeded)))
+    save(browser, csrf, path, **sound)
+    first, second = (f"{path.split('/')[-1]}@{number}" for number in (1, 2))
+    assert f'name="use" value="{second}"' in browser.get(f"/finetune/new?grader={first[:-2]}&v=1").text
+    answer = browser.post(
+        "/finetune/new", data=run_form(csrf, seeded, saved_grader=first, use=second, suffix="s")
+    )
+    assert answer.status_code == 200
+    assert f'<option value="{second}" selected>' in answer.text
+    assert 'value="s"' in answer.text
+
+
+@pytest.mark.parametrize("value", ["grader_none@1", "x", "grader_x@y"])
+def test_a_version_that_is_not_there_is_refused_at_its_field(
+    browser: TestClient, csrf: str, seeded: Seeded, value: str
+) -> None:
+    answer = browser.post("/finetune/new", data=run_form(csrf, seeded, saved_grader=value))
+    assert answer.status_code == 422
+    assert 'id="saved_grader-wrong"' in answer.text
