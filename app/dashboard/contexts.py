@@ -163,27 +163,6 @@ class FilePage:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRow:
-    """A model in the list."""
-
-    id: str
-    kind: str
-    base: str
-    job_id: str | None
-    note: str
-    created_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsPage:
-    """Base models, tuned models and checkpoints."""
-
-    frame: Frame
-    base: tuple[ModelRow, ...]
-    tuned: tuple[ModelRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class KeyRow:
     """An API key in the list; its secret is not known here."""
 

@@ -20,8 +20,16 @@ _known: dict[str, tuple[object, dict[str, Any] | None]] = {}
 def verdict(session: Session, job: Job, metrics: Sequence[Event]) -> Verdict:
     """Return the job's verdict card, whatever is known so far."""
     measured = _measured(session, job)
-    if measured is None:
-        return _nothing_yet(job, metrics)
+    return _nothing_yet(job, metrics) if measured is None else _card(job, measured)
+
+
+def verdict_at(session: Session, job: Job, step: int | None) -> Verdict | None:
+    """Return the verdict on a step's model, the newest without one, if base and model were compared."""
+    measured = evaluations.evaluation(session, job=job, step=step)
+    return None if measured is None else _card(job, measured)
+
+
+def _card(job: Job, measured: Mapping[str, Any]) -> Verdict:
     n, is_provisional = measured["n"], bool(measured["provisional"])
     fixed, broken = measured["fixed"], measured["broken"]
     split = "validation" if measured["split"] == "valid" else "test"

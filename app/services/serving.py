@@ -1,0 +1,118 @@
+"""Whether a model answers at the moment, as a person wants to know it: loaded, ready to load, stopped, down.
+
+Asks the inference process, so no transaction may be open. Answering itself is `inference.py`'s. Called by the
+dashboard.
+"""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from app.core.context import Context
+from app.core.engines import LOAD_SECONDS, Served
+from app.core.errors import Unavailable
+from app.core.providers import ProvidersError
+from app.services import inference
+
+# A page waits for it.
+HEALTH_SECONDS = 2.0
+
+_DOWN = "The inference process does not answer. On the server, make status tells more."
+
+State = Literal["loaded", "ready", "elsewhere", "stopped", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A model's state with the sentence that tells it."""
+
+    state: State
+    words: str
+
+
+def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
+    """Return whether a model answers. Raises: NotFound."""
+    try:
+        with context.db.reading() as session:
+            served = inference.locate(
+                session,
+                settings=context.settings,
+                storage=context.storage,
+                project_id=project_id,
+                name=model_id,
+            )
+    except Unavailable as problem:
+        return Serving("stopped" if problem.code == "model_stopped" else "down", problem.message)
+    if served.socket is not None and not _listens(served.socket):
+        return Serving("down", _DOWN)
+    if not served.is_ours:
+        return Serving("elsewhere", f"Answered by the engine {served.engine.name} of providers.toml.")
+    try:
+        bases = _health(served)["models"]
+        loaded = {base["id"] for base in bases} | {name for base in bases for name in base["adapters"]}
+    except (httpx.HTTPError, ProvidersError, ValueError, KeyError, TypeError):
+        return Serving("down", _DOWN)
+    if model_id in loaded:
+        return Serving("loaded", "In memory: it answers at once.")
+    return Serving("ready", "Not in memory yet: the first request loads it.")
+
+
+def warm(context: Context, *, project_id: str, model_id: str) -> None:
+    """Have our own process load a model before somebody asks it. A failure shows in the model's state."""
+    try:
+        with context.db.reading() as session:
+            served = inference.locate(
+                session,
+                settings=context.settings,
+                storage=context.storage,
+                project_id=project_id,
+                name=model_id,
+            )
+        if served.socket is not None and _listens(served.socket):
+            _post(served, "models/load", model_id)
+    except (Unavailable, httpx.HTTPError, ProvidersError):
+        return
+
+
+def cool(context: Context, *, project_id: str, model_id: str) -> None:
+    """Have our own process give a model's memory back. One that is down holds none."""
+    with context.db.reading() as session:
+        try:
+            served = inference.locate(
+                session,
+                settings=context.settings,
+                storage=context.storage,
+                project_id=project_id,
+                name=model_id,
+            )
+        except Unavailable:
+            return
+    try:
+        if served.socket is not None and _listens(served.socket):
+            _post(served, "models/unload", model_id)
+    except (httpx.HTTPError, ProvidersError):
+        return
+
+
+def _listens(path: Path) -> bool:
+    """Say whether somebody listens at a socket, before a client that would leave its own end open asks."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(HEALTH_SECONDS)
+        return probe.connect_ex(str(path)) == 0
+
+
+def _health(served: Served) -> dict[str, Any]:
+    with served.blocking_client() as client:
+        answer = client.get("http://inference/health", headers=served.headers(), timeout=HEALTH_SECONDS)
+        answer.raise_for_status()
+        told: dict[str, Any] = answer.json()
+        return told
+
+
+def _post(served: Served, path: str, model_id: str) -> None:
+    with served.blocking_client() as client:
+        address = f"{served.engine.base_url.rstrip('/')}/{path}"
+        client.post(address, json={"model": model_id}, headers=served.headers(), timeout=LOAD_SECONDS)
