@@ -36,6 +36,7 @@ _ADVICE = {
     "invalid_validation_file": "Mend the lines it names, upload the file again and create a new job with it.",
     "invalid_test_file": "Mend the lines it names, upload the file again and create a new job with it.",
     "invalid_n_examples": "Upload a file with a fitting number of examples and create a new job with it.",
+    "model_too_large": "Create a job with a smaller base model, or give a worker a machine with more memory.",
     "out_of_memory": "Create a job with a smaller batch size, fewer samples per prompt or shorter answers.",
     "numerical_instability": "Create a job with a lower learning rate multiplier.",
 }

@@ -115,6 +115,11 @@ def attending(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def layout_in_force() -> Layout | None:
+    """Return the layout that `attending` put in force, None outside one."""
+    return _layout.get()
+
+
 # Arguments that change what attention means and that no layout here knows.
 _FOREIGN = ("s_aux", "sinks", "position_bias", "alibi")
 

@@ -3,6 +3,8 @@
 Raised by the engine's modules; caught inside the engine only where a step may be skipped or retried.
 """
 
+import torch
+
 
 class EngineError(Exception):
     """A failure the engine can name; `code` is the job's error code."""
@@ -22,6 +24,12 @@ class OutOfMemory(EngineError):
     code = "out_of_memory"
 
 
+class ModelTooLarge(EngineError):
+    """The model's files say that it can't be trained in the memory there is; it was not loaded."""
+
+    code = "model_too_large"
+
+
 class UnsupportedModel(EngineError):
     """The model computes something the prefix-shared forward does not reproduce."""
 
@@ -36,3 +44,8 @@ class CheckpointRefused(EngineError):
 
 class NonFinite(EngineError):
     """A forward pass gave numbers that are not finite; the step is skipped."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is a failed allocation; on a CPU torch says so only in its message."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -27,8 +27,10 @@ from worker.engine.decoding import DecodeLayout
 from worker.engine.errors import CheckpointRefused, UnsupportedModel
 from worker.engine.linear import AdaptedLinear, Adapter, Joined, Mode, Product, mixture_of
 from worker.engine.llama import Llama
+from worker.engine.memory import check_room
 from worker.engine.packing import Packed, Tree, pack
 from worker.engine.plain import Plain, PlainRows
+from worker.engine.recompute import recompute_layers
 from worker.engine.seeds import derive, uniform
 from worker.engine.tape import Tape
 
@@ -66,6 +68,9 @@ class Policy:
         self.tape: Tape | None = None
         shape = self._causal.config.get_text_config()
         self.context_length: int | None = getattr(shape, "max_position_embeddings", None)
+        self.layer_count: int = shape.num_hidden_layers
+        self.width: int = shape.hidden_size
+        self.recomputes = False
         # Whether the adapter held something before step 1: then the starting model is not the base.
         self.is_tuned = False
         self.base_name = ""
@@ -79,13 +84,14 @@ class Policy:
         float32 on a CPU, where bfloat16 is emulated and slow; bfloat16 on a GPU. The adapter is float32
         always. Without `fast` the general path is taken even where a faster one knows the model. The plain
         path is taken where sharing prefixes does not give the model's own numbers; `note` says so.
-        Raises: UnsupportedModel when that does not either.
+        Raises: UnsupportedModel when that does not either; ModelTooLarge before anything is loaded.
         """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         logging.disable_progress_bar()
         cuda = torch.cuda.is_available()
         dtype = torch.bfloat16 if cuda else torch.float32
+        check_room(model_dir, config, torch.device("cuda" if cuda else "cpu"), dtype)
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         causal = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, use_safetensors=True)
         causal = causal.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
@@ -153,6 +159,26 @@ class Policy:
         if self._plain is not None:
             return PlainRows(prefill, row_prompts)
         return DecodeLayout(prefill, row_prompts)
+
+    def recompute(self) -> None:
+        """Keep each layer's input alone for the backward pass, from now on: less memory, more time."""
+        if self.recomputes:
+            return
+        self.recomputes = True
+        if self._llama is not None:
+            self._llama.checkpointing = True
+        else:
+            recompute_layers(self._causal)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield every weight there is, the model's and the adapter's."""
+        yield from self._causal.parameters()
+
+    @property
+    def copied_bytes(self) -> int:
+        """The size of the weights that sampling lays out a second time."""
+        head = self._causal.get_output_embeddings().weight
+        return int(head.nbytes) + sum(layer.weight.nbytes for layer in self._layers.values())
 
     @property
     def shares_prompts(self) -> bool:

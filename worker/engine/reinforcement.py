@@ -15,6 +15,7 @@ from worker.engine.batches import Answer, Group
 from worker.engine.config import TrainingConfig
 from worker.engine.errors import NonFinite
 from worker.engine.evaluate import evaluate, rewards_of
+from worker.engine.fit import Fit
 from worker.engine.grammar import Grammar
 from worker.engine.metrics import Measured, weighed
 from worker.engine.optimizer import Optimizer
@@ -80,6 +81,21 @@ class Reinforcement:
         self._fresh = resume is None and base_line
         if resume is not None:
             state.load(self, resume)
+        else:
+            self._make_fit()
+
+    def _make_fit(self) -> None:
+        """Cut micro-batches to the memory there is; said where it is less than the config asks for."""
+        fit = Fit.of(self.policy, self.config, [*self.train_prompts, *self._valid_prompts])
+        # Processes that share a run choose alike: the checkpoint of one must do for all.
+        self.micro_batch_tokens = min(self._parallel.all([fit.micro_batch_tokens]))
+        if any(self._parallel.all([fit.recompute])):
+            self.policy.recompute()
+            self.notes.append(
+                "memory is short: layers are computed again in the backward pass, which takes longer"
+            )
+        if self.micro_batch_tokens < self.config.micro_batch_tokens:
+            self.notes.append(f"memory is short: micro-batches of {self.micro_batch_tokens} tokens")
 
     def steps(self) -> Iterator[StepReport]:
         """Train step by step; a fresh run with validation prompts begins with step 0, the base model's.
@@ -105,13 +121,16 @@ class Reinforcement:
         prompts = self._prompts_of(step)
         measured.groups = len(prompts)
         groups_of = self.config.samples_per_prompt
-        own = self._parallel.own(prompts)
+        own, waves = self._parallel.own(prompts), self.policy.wave_tokens
         try:
             with measured.timing("sampling"):
                 rollouts = self._parallel.attempt(lambda: self._sample(own, step))
         except NonFinite as error:
             self._fail(step, measured, str(error))
             return self._report(step, [], [], None, measured)
+        if self.policy.wave_tokens != waves:
+            waves = self.policy.wave_tokens
+            self.notes.append(f"step {step}: out of memory; sampling in waves of {waves} tokens from here on")
         with measured.timing("grading"):
             own_rewards = rewards_of(self._score, rollouts)
             rollouts, rewards = self._parallel.all_answers(rollouts, own_rewards, groups_of)

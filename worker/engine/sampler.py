@@ -12,6 +12,7 @@ import torch
 
 from worker.engine.attention import PackedLayout
 from worker.engine.decoder import Decoder, Row
+from worker.engine.errors import OutOfMemory, ran_out_of_memory
 from worker.engine.grammar import Grammar
 from worker.engine.packing import Tree, common_prefix, pack
 from worker.engine.policy import Policy
@@ -44,12 +45,29 @@ def sample(
 
     `on_answer` hears of each as soon as it ends, which is before its wave does.
 
-    Raises: NonFinite when the model's logits are not finite.
+    When memory runs out a wave is begun again with half the budget, which stays halved: `on_answer` may then
+    hear of an answer twice, and the last counts.
+    Raises: NonFinite when the model's logits are not finite; OutOfMemory when one prompt is too much.
     """
     copies = 1 if policy.shares_prompts else sampling.samples
     lengths = [copies * len(prompt.token_ids) for prompt in prompts]
-    for wave in waves(lengths, sampling, policy.wave_tokens):
-        yield _sample_wave(policy, prompts[wave], sampling, grammar, on_answer)
+    done = 0
+    while done < len(prompts):
+        wave = waves(lengths[done:], sampling, policy.wave_tokens)[0]
+        try:
+            answers = _sample_wave(policy, prompts[done : done + wave.stop], sampling, grammar, on_answer)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if wave.stop == 1:
+                raise OutOfMemory(
+                    "Answering one prompt at a time does not fit into memory: use a smaller model, fewer "
+                    "samples_per_prompt, shorter prompts, or a lower max_completion_tokens."
+                ) from error
+            policy.wave_tokens = max(1, policy.wave_tokens // 2)
+            continue
+        done += wave.stop
+        yield answers
 
 
 def waves(lengths: Sequence[int], sampling: Sampling, budget: int) -> list[slice]:

@@ -1,7 +1,8 @@
 """What a run's checkpoint holds, and the proof on resume that nothing has moved.
 
-The adapter in PEFT's layout, the optimizer's tensors, and in the manifest the step, the config, what
-computed the numbers, and the log-probs of two probe prompts. `checkpoint.py` knows how it reaches the disk.
+The adapter in PEFT's layout, the optimizer's tensors, and in the manifest the step, the config, how the work
+was cut into batches, what computed the numbers, and the log-probs of two probe prompts. `checkpoint.py`
+knows how it reaches the disk.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,11 @@ def save(run: "Reinforcement", directory: Path) -> str:
         "config": run.config.to_dict(),
         "prompts": _prompts_digest(run),
         "computed_by": computed_by(run),
-        "micro_batch_tokens": run.micro_batch_tokens,
+        "batches": {
+            "micro_batch_tokens": run.micro_batch_tokens,
+            "wave_tokens": run.policy.wave_tokens,
+            "recompute": run.policy.recomputes,
+        },
         "guard": asdict(run.optimizer.state),
         "notes": run.notes,
         "probe": _probe(run),
@@ -68,7 +73,11 @@ def load(run: "Reinforcement", directory: Path) -> None:
     run.policy.load_adapter(directory)
     run.optimizer.load(load_file(directory / _OPTIMIZER), GuardState(**manifest["guard"]))
     run.step = manifest["step"]
-    run.micro_batch_tokens = manifest["micro_batch_tokens"]
+    batches = manifest["batches"]
+    run.micro_batch_tokens = batches["micro_batch_tokens"]
+    run.policy.wave_tokens = batches["wave_tokens"]
+    if batches["recompute"]:
+        run.policy.recompute()
     run.notes = list(manifest["notes"])
     _compare_probe(run, manifest["probe"], directory.name)
     before, now = manifest["computed_by"], computed_by(run)

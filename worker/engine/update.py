@@ -13,7 +13,7 @@ from torch import Tensor
 from worker.engine.attention import PackedLayout
 from worker.engine.batches import Answer, Group, micro_batches
 from worker.engine.config import TrainingConfig
-from worker.engine.errors import OutOfMemory
+from worker.engine.errors import OutOfMemory, ran_out_of_memory
 from worker.engine.grammar import Bits, Grammar, replay
 from worker.engine.logprobs import token_logprobs
 from worker.engine.losses import token_loss
@@ -79,11 +79,6 @@ def compute_gradient(
                 "prompts, or a lower max_completion_tokens."
             )
         budget = max(1, budget // 2)
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is a failed allocation; on a CPU torch says so only in its message."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _accumulate(
