@@ -63,6 +63,10 @@ def main() -> int:
     return 0 if held else 1
 
 
+# Seconds of a step next to which the first one's warming up does not count.
+_LONG = 10.0
+
+
 class Bench:
     """What all shapes of one run share: the sides' Pythons, the wheels, the counts."""
 
@@ -152,11 +156,11 @@ class Bench:
         return best
 
     def _try(self, shape: Shape, model: Path, settings: dict[str, Any], least: float) -> float:
-        """Return the seconds of a second step, or of the first when that is hopeless already."""
+        """Return the seconds of a second step, or of the first when it is long or hopeless already."""
         work = self._work(shape, model, settings).to_json()
         with running("engine_trl", self.trl_python, work, self.wheels) as side:
             first = float(side.step()["seconds"])
-            return first if first > 1.5 * least else float(side.step()["seconds"])
+            return first if first > min(1.5 * least, _LONG) else float(side.step()["seconds"])
 
     def _alone(self, module: str, work: Work) -> tuple[dict[str, Any], list[str]]:
         python = self.python if module == "engine_ours" else self.trl_python

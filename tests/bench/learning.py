@@ -248,7 +248,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--curve", action="store_true", help="print the sample project's curve too")
     parser.add_argument("--settings", type=json.loads, default={}, help="TRL's batch and checkpointing, JSON")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if len(set(arguments.seeds)) < 2:
+        parser.error("an interval needs at least two seeds")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def _sums() -> Task:
     pairs = [(a, b) for a in range(10, 50) for b in range(10, 50)]
     draw.shuffle(pairs)
     items = [Item(f"12+13=25\n31+16=47\n{a}+{b}=", str(a + b)) for a, b in pairs]
-    return Task("sums", items[:400], items[400:600], _first_line, 8, 8, _steps(20), 4, 4)
+    return Task("sums", items[:400], items[400:550], _first_line, 4, 8, _steps(16), 4, 2, rate_multiplier=2.0)
 
 
 def _first_line(answer: str, right: str) -> float:
