@@ -45,7 +45,7 @@ CONFIG = TrainingConfig(
     batch_size=8,
     samples_per_prompt=8,
     total_steps=STEPS + 1,
-    max_completion_tokens=48,
+    max_completion_tokens=32,
 )
 
 
@@ -83,7 +83,9 @@ def run(model: Path, delay: float) -> Iterator[Iterator[StepReport]]:
     """Yield a run's steps, graded by a judge of its own that thinks so long."""
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
     policy = Policy.load(model, config=CONFIG)
-    prompts = [Prompt(index, policy.encode_chat(row["messages"])) for index, row in enumerate(rows)]
+    # Without the worked examples: answers of all lengths, and a step whose sampling takes about 5 s.
+    asked = [[row["messages"][0], row["messages"][-1]] for row in rows]
+    prompts = [Prompt(index, policy.encode_chat(messages)) for index, messages in enumerate(asked)]
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as folder, judging() as judge:
         judge.delay = delay
         judge.answer_to = _judgement
