@@ -10,23 +10,25 @@ import from.
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench.engine_sides import ROOT, BrokenSide, running
+from tests.bench.engine_figures import figures, problems_of
+from tests.bench.engine_sides import ROOT, BrokenSide, Side, running
 from tests.bench.engine_work import SHAPES, Shape, Work
 
 TRL_PYTHON = ROOT / ".bench" / "bin" / "python"
 WARM = 2
 AIMS = {"ratio": "at least 4 (a GPU: 5)", "floor_ratio": "at most 1.6", "peak": "at most 0.6 of TRL's"}
-# What a sweep starts from, and what it tries after the batch: each is kept when it is faster.
+# What a sweep starts from, and what it tries after the batch: each is kept when it is faster. The last two
+# are what our side has from `worker.engine.machine`.
 PLAIN = {
     "batch": 0,
     "checkpointing": False,
@@ -35,11 +37,15 @@ PLAIN = {
     "continuous_batching": False,
     "liger": False,
     "compile": False,
+    "spinning": False,
+    "kept_memory": False,
 }
 TRIED_ON_CPU: tuple[dict[str, Any], ...] = (
     {"checkpointing": True},
     {"attention": "eager"},
     {"cache": "static"},
+    {"spinning": True},
+    {"kept_memory": True},
 )
 TRIED_ON_GPU: tuple[dict[str, Any], ...] = (
     {"cache": "static"},
@@ -94,8 +100,8 @@ class Bench:
         ours_work, trl_work = self._work(shape, model, {}), self._work(shape, model, settings)
         steps: list[tuple[dict[str, Any], dict[str, Any]]] = []
         with (
-            running("engine_ours", self.python, ours_work.to_json(), self.wheels) as ours,
-            running("engine_trl", self.trl_python, trl_work.to_json(), self.wheels) as theirs,
+            self._running("engine_ours", ours_work) as ours,
+            self._running("engine_trl", trl_work) as theirs,
         ):
             for _ in range(WARM + self.steps):
                 steps.append((ours.step(), theirs.step()))
@@ -157,14 +163,12 @@ class Bench:
 
     def _try(self, shape: Shape, model: Path, settings: dict[str, Any], least: float) -> float:
         """Return the seconds of a second step, or of the first when it is long or hopeless already."""
-        work = self._work(shape, model, settings).to_json()
-        with running("engine_trl", self.trl_python, work, self.wheels) as side:
+        with self._running("engine_trl", self._work(shape, model, settings)) as side:
             first = float(side.step()["seconds"])
             return first if first > min(1.5 * least, _LONG) else float(side.step()["seconds"])
 
     def _alone(self, module: str, work: Work) -> tuple[dict[str, Any], list[str]]:
-        python = self.python if module == "engine_ours" else self.trl_python
-        with running(module, python, work.to_json(), self.wheels) as side:
+        with self._running(module, work) as side:
             steps = [side.step() for _ in range(work.steps)]
             for number, step in enumerate(steps, start=1):
                 parts = {name: round(step[name], 2) for name in ("sampling", "training", "seconds")}
@@ -173,52 +177,24 @@ class Bench:
         measured = figures(work.shape, side.ready, steps[1:] or steps, end)
         return measured, problems_of(work.shape, side.ready["prompts"], steps)
 
+    def _running(self, module: str, work: Work) -> AbstractContextManager[Side]:
+        python = self.python if module == "engine_ours" else self.trl_python
+        environment = environment_of(work.settings) if module == "engine_trl" else {}
+        return running(module, python, work.to_json(), wheels=self.wheels, environment=environment)
+
     def _work(self, shape: Shape, model: Path, settings: dict[str, Any]) -> Work:
         extra = 0 if self.arguments.ours or self.arguments.trl else WARM
         return Work(shape, str(model), self.steps + extra, self.arguments.threads, settings)
 
 
-def figures(
-    shape: Shape, ready: dict[str, Any], steps: list[dict[str, Any]], end: dict[str, Any]
-) -> dict[str, Any]:
-    """Return medians over steps; the floor is engine.md's, at the matrix rate measured between the steps."""
-    seconds = statistics.median(step["seconds"] for step in steps)
-    share = {
-        part: round(statistics.median(step[part] / step["seconds"] for step in steps), 3)
-        for part in ("sampling", "training")
-    }
-    share["waiting"] = round(max(0.0, 1 - share["sampling"] - share["training"]), 3)
-    result: dict[str, Any] = {
-        "samples_per_s": round(shape.samples / seconds, 3),
-        "step_s": round(seconds, 3),
-        "share": share,
-        "peak_mb": round(end["peak_mb"]),
-        "gpu_peak_mb": end["gpu_peak_mb"] and round(end["gpu_peak_mb"]),
-    }
-    if "rate" in steps[0]:
-        rate = statistics.median(step["rate"] for step in steps)
-        tokens = ready["prompt_tokens"] + shape.samples * shape.answer_tokens
-        # Two operations a parameter to sample a token, four to train it; every planted group has signal.
-        floor = 6 * ready["parameters"] * tokens / rate
-        result |= {
-            "floor_s": round(floor, 2),
-            "floor_ratio": round(seconds / floor, 2),
-            "matrix_gflops": round(rate / 1e9, 1),
-        }
-    return result
-
-
-def problems_of(shape: Shape, prompts: str, steps: list[dict[str, Any]]) -> list[str]:
-    """Return what a side did that was not the work."""
-    said = []
-    for number, step in enumerate(steps, start=1):
-        if step["prompts"] != prompts:
-            said.append(f"step {number}: other prompts than the work's")
-        if step["lengths"] != [shape.answer_tokens] or step["answers"] != shape.samples:
-            said.append(f"step {number}: {step['answers']} answers of {step['lengths']} tokens")
-        if step["groups_skipped"] or not step["updated"]:
-            said.append(f"step {number}: {step['groups_skipped']} groups skipped, updated {step['updated']}")
-    return said
+def environment_of(settings: dict[str, Any]) -> dict[str, str]:
+    """Return what our side asks of the machine for itself, put as variables: TRL's may have it too."""
+    chosen = {}
+    if not settings["spinning"] and "OMP_WAIT_POLICY" not in os.environ:
+        chosen["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
+    if settings["kept_memory"]:
+        chosen |= {"MALLOC_MMAP_THRESHOLD_": f"{32 << 20}", "MALLOC_TRIM_THRESHOLD_": f"{2**31 - 1}"}
+    return chosen
 
 
 def _held(shape: Shape, problems: list[str]) -> bool:

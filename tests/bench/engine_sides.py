@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.bench.engine_work import MARK
@@ -24,7 +25,9 @@ class BrokenSide(Exception):
 class Side:
     """One side's process: `ready` is what it said when it was, `step` tells it to take one."""
 
-    def __init__(self, module: str, python: Path, work: str, wheels: Path | None) -> None:
+    def __init__(
+        self, module: str, python: Path, work: str, wheels: Path | None, environment: Mapping[str, str]
+    ) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the side
         path = [str(wheels) if wheels else "", os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
@@ -34,6 +37,7 @@ class Side:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, path)),
                 "TOKENIZERS_PARALLELISM": "false",
+                **environment,
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -78,9 +82,16 @@ class Side:
 
 
 @contextlib.contextmanager
-def running(module: str, python: Path, work: str, wheels: Path | None) -> Iterator[Side]:
+def running(
+    module: str,
+    python: Path,
+    work: str,
+    *,
+    wheels: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Side]:
     """Run a side until the block ends."""
-    side = Side(module, python, work, wheels)
+    side = Side(module, python, work, wheels, environment)
     try:
         yield side
     finally:

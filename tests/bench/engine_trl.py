@@ -1,7 +1,8 @@
 """TRL's side of the engine's bench: `GRPOTrainer` as its documentation starts it, one step when told to.
 
 `python -m tests.bench.engine_trl WORK` in the bench environment, started by `tests/bench/engine.py`. It
-imports nothing of ours but the work. End tokens are taken away from generation and from the trainer's mask.
+imports nothing of ours but the work; how its threads wait and its memory is kept is the driver's word. End
+tokens are taken away from generation and from the trainer's mask.
 """
 
 import contextlib
@@ -12,8 +13,6 @@ import warnings
 from time import perf_counter
 from typing import Any
 
-# As our side waits.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch

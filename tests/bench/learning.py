@@ -175,7 +175,7 @@ def _train_ours(policy: Policy, work: Task, config: TrainingConfig) -> None:
 
 def _train_trl(work: Task, order: dict[str, Any]) -> None:
     python = TRL_PYTHON if TRL_PYTHON.exists() else Path(sys.executable)
-    with running("learning_trl", python, json.dumps(order), None) as side:
+    with running("learning_trl", python, json.dumps(order)) as side:
         for _ in range(work.steps):
             step = side.hear("step")
             _tell("trl", order["seed"], step["step"], step["reward"])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bench.engine import figures, problems_of
+from tests.bench.engine_figures import figures, problems_of
 from tests.bench.engine_work import SHAPES, fingerprint, planted
 from tests.bench.learning import interval, verdict_of
 
