@@ -4,10 +4,11 @@ Opened before the model is loaded, so that a job whose grader cannot run here fa
 when the run ends, however it ends. Called by the runner.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from app.core.engines import Served
 from app.core.settings import Settings
 from app.graders.kinds import Python
 from app.graders.means import Means
@@ -30,12 +31,12 @@ class Equipment:
 
 
 @contextmanager
-def equipped(settings: Settings, grader: Grader) -> Iterator[Equipment]:
-    """Yield what a job's grader needs.
+def equipped(settings: Settings, grader: Grader, *, served: Mapping[str, Served]) -> Iterator[Equipment]:
+    """Yield what a job's grader needs; `served` are the models of this house among its judges.
 
     Raises: Unavailable where this machine cannot run it, PlanError where it is no grader at all.
     """
-    with graders.means(settings, grader, concurrency=settings.grader_concurrency) as means:
+    with graders.means(settings, grader, concurrency=settings.grader_concurrency, served=served) as means:
         notes = _looked_at(grader, means.python) if means.python is not None else ()
         yield Equipment(means, notes)
 

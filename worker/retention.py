@@ -1,4 +1,4 @@
-"""What may go: old training answers, and bytes under `jobs/` that no row names.
+"""What may go: old training answers, old conversations, and bytes under `jobs/` that no row names.
 
 A killed trainer leaves bytes it never got to name, an ended job its recovery checkpoints. Readers go by
 the rows alone, so whatever no row names is nobody's. Called by the supervisor, once an hour.
@@ -17,7 +17,7 @@ from app.core.status import TERMINAL
 from app.core.tables import Checkpoint, Export, Job, Model, RolloutBatch
 from app.graders.judgements import FOLDER as JUDGEMENTS
 from app.graders.judgements import Judgements
-from app.services import rollouts, trial_records
+from app.services import completions, responses, rollouts, trial_records
 
 
 def forget_old_texts(context: Context) -> None:
@@ -33,6 +33,17 @@ def forget_old_texts(context: Context) -> None:
     # A judge's reply tells of the answer it judged.
     Judgements(context.settings.root / JUDGEMENTS).forget_old(before=before)
     trial_records.forget_old(context.storage, before=before)
+
+
+def forget_old_conversations(context: Context) -> None:
+    """Drop completions and responses that were stored longer ago than is set."""
+    days = context.settings.completion_retention_days
+    if not days:
+        return
+    before = clock.now() - days * 86_400
+    with context.db.transaction() as session:
+        completions.forget_old(session, before=before)
+        responses.forget_old(session, before=before)
 
 
 def remove_unnamed(context: Context, *, older_than: float) -> list[str]:

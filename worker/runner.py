@@ -14,11 +14,12 @@ import torch
 from sqlalchemy.orm import Session
 
 from app.core.context import Context
+from app.core.engines import Served
 from app.core.errors import StorageFull, Unavailable
 from app.core.tables import Job, Step
 from app.graders.result import Tokens
 from app.graders.sandbox.level import SandboxUnavailable
-from app.services import checkpoints, events, files, leases, models, rollouts
+from app.services import checkpoints, events, files, inference, leases, models, rollouts
 from app.services.leases import Lease
 from app.services.rollouts import RolloutRecord
 from worker import metrics, results
@@ -88,7 +89,7 @@ class Run:
             for note in plan.notes:
                 events.append(session, job_id=self.lease.job_id, message=note)
         settings = self.context.settings
-        with equipped(settings, plan.grader) as equipment:
+        with equipped(settings, plan.grader, served=self._own_judges(plan)) as equipment:
             self._note(equipment.notes)
             policy = Policy.load(plan.model_dir, config=plan.config)
             if policy.note is not None and self._job().checkpoint_uri is None:
@@ -103,6 +104,10 @@ class Run:
                     return
                 self._measure(policy, plan, scorer, step=plan.config.total_steps)
         self._finish(policy, plan)
+
+    def _own_judges(self, plan: Plan) -> dict[str, Served]:
+        project_id = self._job().project_id
+        return inference.own_judges(self.context, project_id=project_id, grader=plan.grader)
 
     def _note(self, notes: Sequence[tuple[str, str]]) -> None:
         with self.context.db.transaction() as session:

@@ -92,6 +92,7 @@ class Supervisor(threading.Thread):
             self._sweep()
         if self._is_due("retention", RETENTION_SECONDS):
             retention.forget_old_texts(self._context)
+            retention.forget_old_conversations(self._context)
             retention.remove_unnamed(self._context, older_than=RETENTION_SECONDS)
         while len(self._trainers) < self._settings.trainers and self._claim():
             pass

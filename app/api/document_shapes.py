@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api import document_chat, document_jobs, document_results
+from app.api import document_chat, document_jobs, document_responses, document_results
 from app.api.document_schema import Schema, closed, json_content, nullable, reference, text
 from app.api.schemas import graders, permissions, uploads, webhooks
 from app.core.status import STATUSES
@@ -47,10 +47,15 @@ ANSWERS: dict[str, Schema] = {
     "retrieve_completion": json_content("StoredCompletion"),
     "update_completion": json_content("StoredCompletion"),
     "list_messages": json_content("StoredMessages"),
+    "create_response": json_content("Response")
+    | {"text/event-stream": {"schema": text(description="Events, each with its type and number.")}},
+    "retrieve_response": json_content("Response"),
+    "cancel_response": json_content("Response"),
+    "list_input_items": json_content("ResponseItems"),
 }
 
 # Routes without an id in their path that answer 404 for one in their body.
-REFERRING = frozenset({"try_grader", "create_completion"})
+REFERRING = frozenset({"try_grader", "create_completion", "create_response", "count_input_tokens"})
 
 _ONCE = {
     "name": "Idempotency-Key",
@@ -99,6 +104,8 @@ def bodies() -> dict[str, Schema]:
     found["create_job"] = json_content("NewJob")
     found["create_completion"] = json_content("NewCompletion")
     found["update_completion"] = json_content("NewLabels")
+    found["create_response"] = json_content("NewResponse")
+    found["count_input_tokens"] = json_content("CountedInput")
     found["create_file"] = {
         "multipart/form-data": {
             "schema": closed(form, optional=("expires_after",)),
@@ -141,4 +148,5 @@ def components() -> dict[str, Schema]:
         **document_jobs.components(),
         **document_results.components(),
         **document_chat.components(),
+        **document_responses.components(),
     }

@@ -26,7 +26,7 @@ def run_grader(context: InContext, caller: ByCaller, document: JsonObject) -> sc
     """Grade one answer; a grading that fails is a 200 with its flags set."""
     body = read_body(schemas.RunBody, document)
     grader = _parsed(context, caller.project_id, body.grader, sources=False)
-    with graders.means(context.settings, grader) as means:
+    with graders.means_here(context, grader, project_id=caller.project_id) as means:
         done = grade(
             grader,
             item=body.item or {},
@@ -42,7 +42,8 @@ def run_grader(context: InContext, caller: ByCaller, document: JsonObject) -> sc
 def validate_grader(context: InContext, caller: ByCaller, document: JsonObject) -> schemas.ValidatedGrader:
     """Return a grader in its normal form, or say what is wrong with it."""
     body = read_body(schemas.OnlyGrader, document)
-    return schemas.ValidatedGrader(grader=dump(_parsed(context, caller.project_id, body.grader)))
+    grader = _parsed(context, caller.project_id, body.grader)
+    return schemas.ValidatedGrader(grader=dump(grader))
 
 
 @router.post("/graders/trial")
@@ -62,7 +63,8 @@ def try_grader(context: InContext, caller: ByCaller, document: JsonObject) -> di
     )
     with context.db.reading() as session:
         trial = trials.gather(session, storage=context.storage, project_id=caller.project_id, asked=asked)
-    with graders.means(context.settings, grader, concurrency=context.settings.grader_concurrency) as means:
+    concurrency = context.settings.grader_concurrency
+    with graders.means_here(context, grader, project_id=caller.project_id, concurrency=concurrency) as means:
         report = trials.run(grader, trial, means)
     trial_records.keep(context.storage, project_id=caller.project_id, grader=grader, report=report)
     return {"grader": dump(grader), **report}
@@ -142,7 +144,7 @@ def list_versions(
 def _parsed(context: Context, project_id: str, content: object, *, sources: bool = True) -> Grader:
     with context.db.reading() as session:
         found = saved_graders.resolve(session, project_id=project_id, grader=content, param="grader")
-    return graders.checked(found.grader, settings=context.settings, param="grader", sources=sources)
+    return graders.checked_here(context, found.grader, project_id=project_id, param="grader", sources=sources)
 
 
 def _is_json(text: str) -> bool:

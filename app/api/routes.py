@@ -19,6 +19,7 @@ from app.api import (
     models,
     multipart,
     permissions,
+    responses,
     rollouts,
     uploads,
     webhooks,
@@ -41,6 +42,7 @@ NOUNS = (
     permissions,
     webhooks,
     completions,
+    responses,
 )
 
 

@@ -39,6 +39,8 @@ class Served:
     socket: Path | None = None
     # What the engine must load first, by the path it knows.
     adapter: str | None = None
+    # Who asks: our own process is fair between projects.
+    project_id: str = ""
 
     @property
     def is_ours(self) -> bool:
@@ -48,7 +50,8 @@ class Served:
     def headers(self) -> dict[str, str]:
         """Return what the engine wants to see. Raises: ProvidersError when its key is not set."""
         key = self.engine.key()
-        return {} if key is None else {"authorization": f"Bearer {key}"}
+        told = {} if key is None else {"authorization": f"Bearer {key}"}
+        return told | ({"openai-project": self.project_id} if self.is_ours else {})
 
     def client(self) -> httpx.AsyncClient:
         """Return a new connection for an event loop; closing it ends what the engine does for it."""
@@ -67,10 +70,15 @@ class Served:
         )
 
     def ready(self) -> None:
-        """Have the engine load the adapter it needs; one that is loaded already stays as it is.
+        """See that the engine runs, if it is ours, and that another has loaded the adapter it needs.
 
         Raises: EngineRefused, httpx.HTTPError, ProvidersError.
         """
+        if self.socket is not None and not self.socket.exists():
+            raise EngineRefused(
+                f"The inference process, which answers for '{self.model}', does not run at the moment; "
+                "`make status` tells more"
+            )
         if self.adapter is None:
             return
         asked = {"lora_name": self.name, "lora_path": self.adapter}
@@ -97,12 +105,18 @@ class Served:
 
 
 def serve(
-    model: str, *, base_model: str, adapter: Path | None, settings: Settings, providers: Providers
+    model: str,
+    *,
+    base_model: str,
+    adapter: Path | None,
+    settings: Settings,
+    providers: Providers,
+    project_id: str = "",
 ) -> Served:
     """Return who answers for a model: the engine that names its base model, else our own process."""
     engine = providers.engine(base_model, adapter=adapter is not None)
     if engine is None:
-        return Served(model, _ours(), model, socket=settings.inference_socket)
+        return Served(model, _ours(), model, socket=settings.inference_socket, project_id=project_id)
     if adapter is None:
         return Served(model, engine, engine.models[base_model])
     place = adapter

@@ -32,6 +32,7 @@ PREFIXES = {
     "reasoning": "rs_",
     "function_call": "fc_",
     "call": "call_",
+    "call_output": "fco_",
     "login": "login_",
 }
 

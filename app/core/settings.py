@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(default=0, ge=0)
     wrong_keys_per_minute: int = Field(default=60, ge=0)
     rollout_retention_days: int = Field(default=30, ge=0)
+    # Stored completions and responses; 0 keeps them for ever.
+    completion_retention_days: int = Field(default=30, ge=0)
     trainers: int = Field(default=1, ge=1)
     lease_seconds: float = Field(default=30.0, gt=0)
     poll_seconds: float = Field(default=5.0, gt=0)

@@ -79,7 +79,9 @@ def _grader(context: Context, visitor: Visitor, lab: Lab, *, sources: bool) -> G
     content = grader_form.content_of(lab.kind, lab.values)
     with context.db.reading() as session:
         found = saved_graders.resolve(session, project_id=visitor.project_id, grader=content, param="grader")
-    return graders.checked(found.grader, settings=context.settings, param="grader", sources=sources)
+    return graders.checked_here(
+        context, found.grader, project_id=visitor.project_id, param="grader", sources=sources
+    )
 
 
 def _save(context: Context, visitor: Visitor, lab: Lab, grader: Grader) -> GraderVersion:
@@ -98,7 +100,7 @@ def _validate(context: Context, visitor: Visitor, lab: Lab, grader: Grader) -> N
         trial = _gather(context, visitor, replace(_asked(lab.values), answers=(), rows=inspections.ROWS))
     else:
         trial = trials.Trial({}, (), None, bool(lab.values["json"]))
-    with graders.means(context.settings, grader) as means:
+    with graders.means_here(context, grader, project_id=visitor.project_id) as means:
         found = inspections.inspect(grader, trial, means)
     lab.results = grader_view.inspected(grader, found)
     if not trial.rows:
@@ -110,7 +112,8 @@ def _try(context: Context, visitor: Visitor, lab: Lab, grader: Grader) -> None:
     if not (lab.values["file"] or lab.values["job"]):
         raise invalid("choose a file, or a job: probes are made from its rows", "file")
     trial = _gather(context, visitor, _asked(lab.values))
-    with graders.means(context.settings, grader, concurrency=context.settings.grader_concurrency) as means:
+    concurrency = context.settings.grader_concurrency
+    with graders.means_here(context, grader, project_id=visitor.project_id, concurrency=concurrency) as means:
         report = trials.run(grader, trial, means)
         found = inspections.inspect(grader, trial, means)
     trial_records.keep(context.storage, project_id=visitor.project_id, grader=grader, report=report)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from app.core.engines import EngineRefused, Served
 from app.core.outbound import retry_after
 from app.core.providers import Provider, Providers, ProvidersError, Route
 from app.graders import judge_prompt
@@ -63,17 +64,19 @@ class Judges:
 
     providers: Providers
     kept: Judgements
+    # Models of this house, which judge under their own names.
+    served: Mapping[str, Served] = field(default_factory=dict)
     _lines: dict[str, _Line] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, data: Path) -> Self:
-        """Return the judges a data folder names. Raises: ProvidersError."""
-        return cls(Providers.read(data), Judgements(data / FOLDER))
+    def of(cls, data: Path, *, served: Mapping[str, Served] | None = None) -> Self:
+        """Return the judges a data folder names, and those that are served here. Raises: ProvidersError."""
+        return cls(Providers.read(data), Judgements(data / FOLDER), served or {})
 
     def grade(self, grader: Judge, case: Case) -> Grade:
         """Let the judge look at one answer. Raises: UnresolvedVariable."""
-        route = self.providers.route(grader.model)
+        route, own = self._route(grader.model)
         if route is None:
             message = f"No provider in providers.toml answers for the model '{grader.model}'."
             return _server_fault(message, again=True)
@@ -84,7 +87,7 @@ class Judges:
             if reply is not None:
                 return replace(_read(grader, reply), sampled_model=route.model)
             try:
-                reply = self._ask(route.provider, request)
+                reply = self._ask(route.provider, request, own)
             except _Failed as failure:
                 paid = {} if failure.tokens is None else {route.model: failure.tokens}
                 return replace(failure.grade, usage=paid, sampled_model=route.model)
@@ -98,25 +101,36 @@ class Judges:
         for line in self._lines.values():
             line.client.close()
 
-    def _line(self, provider: Provider) -> _Line:
+    def _route(self, model: str) -> tuple[Route | None, Served | None]:
+        """Return who judges as `model`: the provider that names it, a model of this house, any provider."""
+        served = self.served.get(model)
+        if served is None or self.providers.named(model) is not None:
+            return self.providers.route(model), None
+        return Route(_as_provider(served), served.name), served
+
+    def _line(self, provider: Provider, own: Served | None) -> _Line:
+        # An engine may be called what a provider is called.
+        name = provider.name if own is None else f"{provider.name} of this house"
         with self._lock:
-            line = self._lines.get(provider.name)
+            line = self._lines.get(name)
             if line is None:
-                # A proxy of the environment is for the world outside.
-                outside = urlsplit(provider.base_url).hostname not in _LOCAL
-                client = httpx.Client(timeout=provider.timeout_seconds, trust_env=outside)
+                client = _client(provider) if own is None else own.blocking_client()
                 seats = seats_of(provider.url, provider.concurrency)
                 line = _Line(provider, client, seats, pace_of(provider.url, provider.requests_per_minute))
-                self._lines[provider.name] = line
+                self._lines[name] = line
             return line
 
-    def _ask(self, provider: Provider, request: Mapping[str, Any]) -> Reply:
+    def _ask(self, provider: Provider, request: Mapping[str, Any], own: Served | None) -> Reply:
         """Return the judge's reply, trying again while that can help. Raises: _Failed."""
-        line = self._line(provider)
+        line = self._line(provider, own)
         for attempt in range(provider.attempts):
             wait = provider.backoff_seconds * 2**attempt * random.uniform(0.75, 1.25)
             try:
-                response = _post(line, request)
+                if own is not None:
+                    own.ready()
+                response = _post(line, request, own)
+            except (EngineRefused, ProvidersError) as problem:
+                reason = str(problem)
             except httpx.HTTPError as problem:
                 reason = f"'{provider.name}' gave no answer: {type(problem).__name__} {problem}".strip()
             else:
@@ -132,12 +146,32 @@ class Judges:
         raise _Failed(_server_fault(f"{reason} ({provider.attempts} tries)", again=True))
 
 
-def _post(line: _Line, request: Mapping[str, Any]) -> httpx.Response:
+def _client(provider: Provider) -> httpx.Client:
+    # A proxy of the environment is for the world outside.
+    outside = urlsplit(provider.base_url).hostname not in _LOCAL
+    return httpx.Client(timeout=provider.timeout_seconds, trust_env=outside)
+
+
+def _as_provider(served: Served) -> Provider:
+    """Return a model of this house as judges are asked; its engine may be starting, so it has more tries."""
+    engine = served.engine
+    return Provider(
+        name=engine.name,
+        base_url=engine.base_url,
+        key_variable=engine.key_variable,
+        models={served.model: served.name},
+        attempts=6,
+    )
+
+
+def _post(line: _Line, request: Mapping[str, Any], own: Served | None) -> httpx.Response:
     try:
         key = line.provider.key()
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        if own is not None:
+            headers = own.headers()
     except ProvidersError as problem:
         raise _Failed(_server_fault(str(problem), again=True)) from None
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     line.pace.wait()
     with line.seats:
         return line.client.post(line.provider.url, json=request, headers=headers)

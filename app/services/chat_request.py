@@ -140,6 +140,7 @@ class ChatRequest:
             allowed = chat_messages.allowed_names(choice)
             told["tools"] = [tool for tool in told["tools"] if tool["function"]["name"] in allowed]
             told["tool_choice"] = choice["allowed_tools"]["mode"]
+        told["messages"] = [_told(message) for message in self.messages]
         # Said aloud, because an engine may have defaults of its own.
         return {"model": name, "temperature": 1.0, "top_p": 1.0} | told
 
@@ -157,6 +158,14 @@ class ChatRequest:
             "tools": asked.get("tools"),
             "response_format": asked.get("response_format"),
         }
+
+
+def _told(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as every chat template knows it: as training has it, one text and no developer."""
+    role = "system" if message["role"] == "developer" else message["role"]
+    content = message["content"]
+    text = content if content is None else chat_messages.text_of(content)
+    return {**message, "role": role, "content": text}
 
 
 def parse_chat_request(body: Mapping[str, Any]) -> ChatRequest:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 
 from app.core import outbound
+from app.core.context import Context
+from app.core.engines import Served
 from app.core.errors import InvalidRequest, Unavailable
 from app.core.providers import ANY_MODEL, FILE, Providers, ProvidersError
 from app.core.refusals import invalid, listed
@@ -20,28 +22,64 @@ from app.graders.python import PythonGraders
 from app.graders.sandbox.level import SandboxUnavailable
 from app.graders.sandbox.process import ZygoteError
 from app.graders.spec import MOST_SOURCE_BYTES, Grader, leaves, parse_grader
+from app.services import inference
+
+NOBODY: Mapping[str, Served] = {}
 
 
-def checked(content: object, *, settings: Settings, param: str, sources: bool = True) -> Grader:
+def checked(
+    content: object,
+    *,
+    settings: Settings,
+    param: str,
+    sources: bool = True,
+    served: Mapping[str, Served] = NOBODY,
+) -> Grader:
     """Return a grader that can be parsed and, as `check_means` has it, run here.
 
     Raises: InvalidRequest, Unavailable.
     """
     grader = parse_grader(content, param=param, for_training=False)
-    check_means(grader, settings=settings, param=param, sources=sources)
+    check_means(grader, settings=settings, param=param, sources=sources, served=served)
     return grader
 
 
-def check_means(grader: Grader, *, settings: Settings, param: str, sources: bool = True) -> None:
+def checked_here(
+    context: Context, content: object, *, project_id: str, param: str, sources: bool = True
+) -> Grader:
+    """Return a grader that the project can run, with its own models as judges. Raises: as `checked`."""
+    grader = parse_grader(content, param=param, for_training=False)
+    served = inference.own_judges(context, project_id=project_id, grader=grader)
+    check_means(grader, settings=context.settings, param=param, sources=sources, served=served)
+    return grader
+
+
+@contextmanager
+def means_here(context: Context, grader: Grader, *, project_id: str, concurrency: int = 1) -> Iterator[Means]:
+    """Yield what a project's grader is run with, its own models as judges among it. Raises: as `means`."""
+    served = inference.own_judges(context, project_id=project_id, grader=grader)
+    with means(context.settings, grader, concurrency=concurrency, served=served) as found:
+        yield found
+
+
+def check_means(
+    grader: Grader,
+    *,
+    settings: Settings,
+    param: str,
+    sources: bool = True,
+    served: Mapping[str, Served] = NOBODY,
+) -> None:
     """Refuse a grader whose judge nobody runs, whose endpoint may not be reached, whose source is none.
 
     Without `sources` Python is not looked at: where a grader is run at once, its faults are in its grades.
+    `served` are the models of this house that may judge, as `inference.judges` finds them.
     Raises: InvalidRequest naming the key, Unavailable when the operator's file is broken.
     """
     for key, leaf in leaves(grader).items():
         place = param if key is None else f"{param}.graders.{key}"
         if isinstance(leaf, ScoreModel | LabelModel):
-            _check_judge(leaf.model, settings, f"{place}.model")
+            _check_judge(leaf.model, settings, f"{place}.model", served)
         if isinstance(leaf, Python) and sources:
             _check_source(leaf.source, settings, f"{place}.source")
         if isinstance(leaf, Endpoint):
@@ -67,7 +105,13 @@ def check_sources(content: object, *, settings: Settings, param: str) -> None:
 
 
 @contextmanager
-def means(settings: Settings, grader: Grader, *, concurrency: int = 1) -> Iterator[Means]:
+def means(
+    settings: Settings,
+    grader: Grader,
+    *,
+    concurrency: int = 1,
+    served: Mapping[str, Served] = NOBODY,
+) -> Iterator[Means]:
     """Yield what a grader is run with, and close it at the end of the block.
 
     Raises: Unavailable; its child SandboxUnavailable where no Python grader can run.
@@ -78,7 +122,7 @@ def means(settings: Settings, grader: Grader, *, concurrency: int = 1) -> Iterat
         if runs_python:
             python = stack.enter_context(PythonGraders.open(settings, concurrency=concurrency))
         try:
-            judges = stack.enter_context(closing(Judges.of(settings.root)))
+            judges = stack.enter_context(closing(Judges.of(settings.root, served=served)))
         except ProvidersError as problem:
             raise Unavailable(str(problem), code="providers_unreadable") from None
         endpoints = Endpoints(settings.listed(settings.webhook_allow))
@@ -95,16 +139,17 @@ def _check_source(source: str, settings: Settings, param: str) -> None:
         raise invalid(problem, param)
 
 
-def _check_judge(model: str, settings: Settings, param: str) -> None:
+def _check_judge(model: str, settings: Settings, param: str, served: Mapping[str, Served]) -> None:
     try:
         providers = Providers.read(settings.root)
     except ProvidersError as problem:
         raise Unavailable(str(problem), code="providers_unreadable") from None
-    if providers.route(model) is None:
+    if model not in served and providers.route(model) is None:
         known = f"there are {listed(providers.models)}" if providers.models else "there is none yet"
         raise InvalidRequest(
-            f"The model '{model[:100]}' is not available as a judge here; {known}. The operator names judge "
-            f"models in {FILE} in the data folder; the name '{ANY_MODEL}' there stands for every other one.",
+            f"The model '{model[:100]}' is not available as a judge here; {known}. Models that are served "
+            f"here may judge, and the operator names further ones in {FILE} in the data folder; the name "
+            f"'{ANY_MODEL}' there stands for every other one.",
             param=param,
             code="model_not_available",
         )

@@ -8,6 +8,7 @@ Source: reliability.md (503 and retries); OpenAI's error envelope.
 
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -16,11 +17,13 @@ from sqlalchemy.orm import Session
 from app.core import engines
 from app.core.context import Context
 from app.core.engines import EngineRefused, Served
-from app.core.errors import AppError, InvalidRequest, RateLimited, Unavailable
+from app.core.errors import AppError, InvalidRequest, NotFound, RateLimited, Unavailable
 from app.core.outbound import retry_after
 from app.core.providers import Providers, ProvidersError
 from app.core.settings import Settings
 from app.core.storage import Storage
+from app.graders.kinds import LabelModel, ScoreModel
+from app.graders.spec import Grader, leaves
 from app.services import models
 
 # How long a client should let pass before it asks a process that is starting again.
@@ -35,13 +38,7 @@ def served(context: Context, *, project_id: str, name: str) -> Served:
     Raises: NotFound `model_not_found`, Unavailable.
     """
     with context.db.reading() as session:
-        found = locate(
-            session,
-            settings=context.settings,
-            storage=context.storage,
-            project_id=project_id,
-            name=name,
-        )
+        found = locate(session, settings=context.settings, project_id=project_id, name=name)
     try:
         found.ready()
     except EngineRefused as problem:
@@ -53,7 +50,7 @@ def served(context: Context, *, project_id: str, name: str) -> Served:
     return found
 
 
-def locate(session: Session, *, settings: Settings, storage: Storage, project_id: str, name: str) -> Served:
+def locate(session: Session, *, settings: Settings, project_id: str, name: str) -> Served:
     """Return who would answer for a model the project may name, by an alias too.
 
     Raises: NotFound `model_not_found`, Unavailable for a stopped model or a broken providers.toml.
@@ -70,10 +67,36 @@ def locate(session: Session, *, settings: Settings, storage: Storage, project_id
         providers = Providers.read(settings.root)
     except ProvidersError as problem:
         raise Unavailable(str(problem), code="providers_unreadable") from None
+    storage = Storage(settings.root)
     adapter = storage.path(model.uri) if model.kind != "base" and model.uri is not None else None
     return engines.serve(
-        model.id, base_model=model.base_model, adapter=adapter, settings=settings, providers=providers
+        model.id,
+        base_model=model.base_model,
+        adapter=adapter,
+        settings=settings,
+        providers=providers,
+        project_id=project_id,
     )
+
+
+def judges(session: Session, *, settings: Settings, project_id: str, grader: Grader) -> dict[str, Served]:
+    """Return who answers for those of a grader's judges that are models of this house, by their names.
+
+    Raises: Unavailable for a stopped one or a broken providers.toml.
+    """
+    found: dict[str, Served] = {}
+    for leaf in leaves(grader).values():
+        if isinstance(leaf, ScoreModel | LabelModel):
+            # Whoever is no model here may stand in providers.toml.
+            with suppress(NotFound):
+                found[leaf.model] = locate(session, settings=settings, project_id=project_id, name=leaf.model)
+    return found
+
+
+def own_judges(context: Context, *, project_id: str, grader: Grader) -> dict[str, Served]:
+    """Return what `judges` finds, in a reading of its own."""
+    with context.db.reading() as session:
+        return judges(session, settings=context.settings, project_id=project_id, grader=grader)
 
 
 async def ask(served: Served, body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from app.core.settings import Settings
 from app.core.status import MOVES, TERMINAL, origins
 from app.core.tables import Job
 from app.graders.spec import parse_grader
-from app.services import events, files, graders, models, saved_graders, webhooks
+from app.services import events, files, graders, inference, models, saved_graders, webhooks
 from app.services.job_request import parse_job_request
 
 _GRADER = "method.reinforcement.grader"
@@ -36,12 +36,9 @@ def create_job(session: Session, *, settings: Settings, project_id: str, body: M
     """
     body, saved = _with_saved_graders(session, project_id, body)
     request = parse_job_request(body)
-    graders.check_means(
-        parse_grader(request.method["reinforcement"]["grader"]),
-        settings=settings,
-        param=_GRADER,
-        sources=False,
-    )
+    grader = parse_grader(request.method["reinforcement"]["grader"])
+    served = inference.judges(session, settings=settings, project_id=project_id, grader=grader)
+    graders.check_means(grader, settings=settings, param=_GRADER, sources=False, served=served)
     model, aliased = models.resolve_start(
         session, settings=settings, project_id=project_id, name=request.model
     )

@@ -40,7 +40,6 @@ def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
             served = inference.locate(
                 session,
                 settings=context.settings,
-                storage=context.storage,
                 project_id=project_id,
                 name=model_id,
             )
@@ -67,7 +66,6 @@ def warm(context: Context, *, project_id: str, model_id: str) -> None:
             served = inference.locate(
                 session,
                 settings=context.settings,
-                storage=context.storage,
                 project_id=project_id,
                 name=model_id,
             )
@@ -84,7 +82,6 @@ def cool(context: Context, *, project_id: str, model_id: str) -> None:
             served = inference.locate(
                 session,
                 settings=context.settings,
-                storage=context.storage,
                 project_id=project_id,
                 name=model_id,
             )

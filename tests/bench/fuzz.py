@@ -147,6 +147,8 @@ def bodies(file_id: str) -> dict[str, dict[str, Any]]:
         "/fine_tuning/alpha/graders/validate": {"grader": reinforcement["grader"]},
         "/fine_tuning/checkpoints/{model_id:path}/permissions": {"project_ids": ["proj_x"]},
         "/chat/completions": _completion(),
+        "/responses": _response(),
+        "/responses/input_tokens": {"model": MODEL, "input": "x", "instructions": "y"},
         "/chat/completions/{completion_id}": {"metadata": {"a": "b"}},
         "/webhook_endpoints": webhook,
         "/webhook_endpoints/{endpoint_id}": webhook,
@@ -186,6 +188,34 @@ def _completion() -> dict[str, Any]:
         "store": True,
         "metadata": {"a": "b"},
         "user": "me",
+    }
+
+
+def _response() -> dict[str, Any]:
+    parts = [{"type": "input_text", "text": "2+2?"}]
+    call = {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"}
+    function = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
+    return {
+        "model": MODEL,
+        "input": [
+            {"role": "user", "content": parts},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            call,
+            {"type": "function_call_output", "call_id": "a", "output": "4"},
+        ],
+        "instructions": "Be short.",
+        "max_output_tokens": 16,
+        "temperature": 0.5,
+        "top_p": 1,
+        "top_logprobs": 1,
+        "include": ["message.output_text.logprobs"],
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}},
+        "tools": [function],
+        "tool_choice": "auto",
+        "reasoning": {"effort": "low"},
+        "metadata": {"a": "b"},
+        "stream": True,
+        "store": True,
     }
 
 

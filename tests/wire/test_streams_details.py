@@ -56,3 +56,23 @@ def test_detail_20_chats_are_stored_only_when_asked(client: openai.OpenAI, engin
     assert [one.id for one in client.chat.completions.list()] == [kept.id]
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.retrieve(not_kept.id)
+
+
+def test_detail_20_a_response_streams_numbered_events_and_no_mark(
+    client: openai.OpenAI, server: Server, engine: EngineServer
+) -> None:
+    body = {"model": MODEL, "input": "one two", "stream": True}
+    answer = server.raw("POST", "/v1/responses", json=body)
+    assert "[DONE]" not in answer.text
+    events = [json.loads(block.split("\ndata: ")[1]) for block in answer.text.strip().split("\n\n")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    told = [event for event in events if event["type"].startswith("response.output_text.")]
+    assert [event["logprobs"] for event in told] == [[], [], []]
+    assert events[-1]["type"] == "response.completed"
+    # Kept without being asked to.
+    assert client.responses.retrieve(events[-1]["response"]["id"]).output_text == "two one"
+
+
+def test_detail_20_the_client_reads_the_events(client: openai.OpenAI, engine: EngineServer) -> None:
+    events = list(client.responses.create(model=MODEL, input="one two", stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "two one"

@@ -1,4 +1,4 @@
-"""Details of what is not served yet: evals, preference data, streams. Each is refused cleanly, at once.
+"""Details of what is not served yet: evals, preference data. Each is refused cleanly, at once.
 
 A client must be able to tell "not here" from a fault, and must not retry.
 
@@ -50,17 +50,3 @@ def test_detail_03_preference_data_is_kept_but_not_trained_on(
         client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method={"type": "dpo", "dpo": {}})
     assert (refused.value.code, refused.value.param) == ("unsupported_value", "method.type")
     assert client.fine_tuning.jobs.list().data == []
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("/v1/responses", {"input": "2+2?"})],
-    ids=["responses"],
-)
-def test_detail_20_a_stream_is_refused_before_it_begins(server: Server, path: str, body: Any) -> None:
-    _is_no_route(server, "POST", path, json={"model": MODEL, "stream": True, **body})
-
-
-def test_detail_20_the_client_says_that_streams_are_not_found(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError):
-        client.responses.create(model=MODEL, input="2+2?", stream=True)

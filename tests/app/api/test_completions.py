@@ -15,6 +15,8 @@ from tests.engine import EngineServer, engine_running
 
 TUNED = f"ft:{MODEL}:personal::AbCd1234"
 MESSAGES: Any = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": "one two three"}]
+# As training has it too.
+TOLD = [{"role": "system", "content": "Be short."}, MESSAGES[1]]
 TOOL: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "x"}'}}
 
@@ -72,7 +74,7 @@ def test_a_completion_has_every_key(client: openai.OpenAI, engine: EngineServer)
             "rejected_prediction_tokens": 0,
         },
     }
-    assert engine.asked == [{"model": "vendor/base", "temperature": 1.0, "top_p": 1.0, "messages": MESSAGES}]
+    assert engine.asked == [{"model": "vendor/base", "temperature": 1.0, "top_p": 1.0, "messages": TOLD}]
 
 
 def test_every_parameter_reaches_the_engine(client: openai.OpenAI, engine: EngineServer) -> None:
@@ -99,9 +101,7 @@ def test_every_parameter_reaches_the_engine(client: openai.OpenAI, engine: Engin
     made = client.chat.completions.create(
         model=MODEL, messages=MESSAGES, max_tokens=2, **sent, **unsaid
     ).to_dict()
-    assert engine.asked == [
-        {"model": "vendor/base", "messages": MESSAGES, "max_completion_tokens": 2, **sent}
-    ]
+    assert engine.asked == [{"model": "vendor/base", "messages": TOLD, "max_completion_tokens": 2, **sent}]
     assert [choice["finish_reason"] for choice in made["choices"]] == ["length", "length"]
     first = made["choices"][1]["logprobs"]["content"][0]
     assert (first["token"], first["logprob"], first["bytes"]) == ("three", -0.25, list(b"three"))

@@ -145,6 +145,22 @@ def test_completions_are_as_described(server: Server, document: dict[str, Any]) 
     _check(document, "Completion", called)
 
 
+def test_responses_are_as_described(server: Server, document: dict[str, Any]) -> None:
+    tool = {"type": "function", "name": "look"}
+    body = {"model": MODEL, "input": "one two", "top_logprobs": 1}
+    with engine_running() as engine:
+        engine.write_providers(server.context.settings.root, MODEL)
+        made = server.raw("POST", "/v1/responses", json=body).json()
+        engine.thoughts = "hm"
+        engine.calls = [{"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+        called = server.raw("POST", "/v1/responses", json=body | {"tools": [tool]}).json()
+    _check(document, "NewResponse", body)
+    for response in (made, called):
+        _check(document, "Response", response)
+    items = server.raw("GET", f"/v1/responses/{made['id']}/input_items").json()
+    _check(document, "ResponseItems", items)
+
+
 def _check(document: dict[str, Any], name: str, value: Any) -> None:
     schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
     jsonschema_rs.Draft202012Validator(schema).validate(value)
