@@ -61,15 +61,39 @@ class PackedLayout:
         if common:
             parts.append(self._common(query[:, :common], key[:, :common], value[:, :common], rule))
         for index, span in enumerate(self.packed.spans):
-            own = slice(span.start, span.stop)
-            if common:
-                seen_keys = torch.cat([key[:, :common], key[:, own]], dim=1)
-                seen_values = torch.cat([value[:, :common], value[:, own]], dim=1)
-            else:
-                seen_keys, seen_values = key[:, own], value[:, own]
-            mask = self.packed.mask(index, rule.window)
-            parts.append(attend_where(query[:, own], seen_keys, seen_values, mask, rule))
+            fork = span.start + span.trunk
+            # A mask over the whole tree computes what no branch sees of the others: where they are most of
+            # the tree, each goes by itself.
+            stop = fork if span.stop - fork > common + span.trunk else span.stop
+            if stop > span.start:
+                own = slice(span.start, stop)
+                seen_keys = self._behind_common(key[:, own], key)
+                seen_values = self._behind_common(value[:, own], value)
+                mask = self.packed.mask(index, rule.window)[: stop - span.start, : seen_keys.shape[1]]
+                parts.append(attend_where(query[:, own], seen_keys, seen_values, mask, rule))
+            if stop < span.stop:
+                parts.append(self._branches(index, query, key, value, rule))
         return torch.cat(parts, dim=1).transpose(0, 1)
+
+    def _behind_common(self, own: Tensor, everything: Tensor) -> Tensor:
+        common = self.packed.common
+        return torch.cat([everything[:, :common], own], dim=1) if common else own
+
+    def _branches(self, index: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Return the output of a tree's branches side by side, padded to the longest: [Hq, tokens, D]."""
+        span = self.packed.spans[index]
+        places, real = self.packed.branches(index)  # [G, L]
+        trunk = slice(span.start, span.start + span.trunk)
+
+        def beside(tokens: Tensor) -> Tensor:
+            before = self._behind_common(tokens[:, trunk], tokens).expand(len(places), -1, -1, -1)
+            return torch.cat([before, tokens[:, places].transpose(0, 1)], dim=2)
+
+        mask = self.packed.branch_mask(index, rule.window)
+        out = attend_where(
+            query[:, places].transpose(0, 1), beside(key), beside(value), mask, rule
+        )  # [G, Hq, L, D]
+        return out.transpose(0, 1)[:, real]
 
     def _common(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         if rule.window is None and rule.softcap is None:
@@ -86,12 +110,12 @@ class PackedLayout:
 def attend_where(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, rule: Rule) -> Tensor:
     """Return what queries find among the keys they may see.
 
-    Shapes: query [H, N, D], key and value [H, M, D], seen [N, M] -> [H, N, D].
+    Shapes: query [..., H, N, D], key and value [..., H, M, D], seen [N, M] -> [..., H, N, D].
     """
     if rule.softcap is None:
-        return F.scaled_dot_product_attention(
-            query[None], key[None], value[None], attn_mask=seen, scale=rule.scale
-        )[0]
+        if query.dim() == 3:
+            return attend_where(query[None], key[None], value[None], seen, rule)[0]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=rule.scale)
     scores = capped(query @ key.transpose(-1, -2) * rule.scale, rule.softcap)
     scores = scores.masked_fill(~seen, float("-inf"))
     return scores.float().softmax(-1).to(value.dtype) @ value

@@ -44,6 +44,7 @@ class Packed:
     spans: tuple[Span, ...]
     _branch_of: Tensor = field(repr=False)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict, repr=False)
+    _branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def mask(self, span_index: int, window: int | None) -> Tensor:
         """Return which keys each token of a tree may see: [n, common + n], true where seen.
@@ -62,6 +63,39 @@ class Packed:
             if window is not None:
                 keys = torch.cat([self.positions[: self.common], self.positions[own]])
                 seen &= self.positions[own][:, None] - keys < window
+            self._masks[key] = seen
+        return self._masks[key]
+
+    def branches(self, span_index: int) -> tuple[Tensor, Tensor]:
+        """Return where a tree's branches lie, each padded to the longest L by repeating, and what is real.
+
+        Shapes: [G, L], [G, L].
+        """
+        if span_index not in self._branches:
+            span = self.spans[span_index]
+            device = self.token_ids.device
+            starts = torch.tensor(span.branch_starts, device=device)
+            lengths = torch.tensor([*span.branch_starts[1:], span.stop], device=device) - starts
+            order = torch.arange(int(lengths.max()), device=device)
+            real = order < lengths[:, None]
+            places = (starts[:, None] + order).clamp(max=span.stop - 1)
+            self._branches[span_index] = (places, real)
+        return self._branches[span_index]
+
+    def branch_mask(self, span_index: int, window: int | None) -> Tensor:
+        """Return which keys the tokens of a branch may see: [L, common + trunk + L], true where seen.
+
+        What pads a shorter branch comes behind all of its tokens, so none of them sees it.
+        """
+        key = (-1 - span_index, window)
+        if key not in self._masks:
+            span = self.spans[span_index]
+            places, _ = self.branches(span_index)
+            before = self.common + span.trunk
+            order = torch.arange(before + places.shape[1], device=places.device)
+            seen = order[before:, None] >= order
+            if window is not None:
+                seen &= order[before:, None] - order < window
             self._masks[key] = seen
         return self._masks[key]
 
