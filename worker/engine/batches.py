@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from worker.engine.packing import Tokens, common_prefix
+from worker.engine.tape import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the update needs to know of a rollout."""
+    """What the update needs to know of a rollout; `record` says where a tape holds it."""
 
     token_ids: Tokens
     old_logprobs: Sequence[float]
     advantage: float
-    lines: Sequence[int] | None = None  # where a tape holds each token read, the prompt's first
+    record: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)

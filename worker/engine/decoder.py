@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.attention import Layout
-from worker.engine.drawing import draw
+from worker.engine.drawing import draw_telling
 from worker.engine.grammar import Bits, Cursor, disallowed
 from worker.engine.policy import Policy
 
@@ -67,7 +67,9 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)  # where a tape holds what was read, the prompt first
+    # Where a tape holds what was read, the prompt first, and each draw, by its place in the answer.
+    lines: list[int] = field(default_factory=list)
+    draws: dict[int, int] = field(default_factory=dict)
     finish: Literal["stop", "length"] | None = None
 
     def take(self, token: int, logprob: float) -> None:
@@ -170,7 +172,14 @@ class Decoder:
             _mask(logits, rows, constrained)
         uniforms = [row.uniform(len(row.tokens)) for row in rows]
         numbers = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
-        tokens, logprobs = draw(logits, numbers, _temperature(rows, logits.device), _top_p(rows))
+        tape = self._policy.tape if self._policy.next_line is not None else None
+        tokens, logprobs, spread = draw_telling(
+            logits, numbers, _temperature(rows, logits.device), _top_p(rows), spread=tape is not None
+        )
+        if tape is not None and spread is not None:
+            first = tape.record_draws(spread)
+            for index, row in enumerate(rows):
+                row.draws[len(row.tokens)] = first + index
         for index, (row, token, logprob) in enumerate(
             zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)
         ):

@@ -5,6 +5,7 @@ Called by the decoder; the log-probs are those of the distribution drawn from.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,18 @@ from worker.engine.errors import NonFinite
 _BLOCK = 256
 # A nucleus nearly always lies within so many likeliest tokens; sorting a vocabulary takes milliseconds.
 _LIKELIEST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The distributions a draw was made from: shares are weights / totals.
+
+    Shapes: weights [R, V], totals [R], entropies [R].
+    """
+
+    weights: Tensor
+    totals: Tensor
+    entropies: Tensor
 
 
 def draw(
@@ -29,6 +42,19 @@ def draw(
     where rows differ.
     Raises: NonFinite when a row has no finite distribution.
     """
+    tokens, logprobs, _ = draw_telling(logits, uniforms, temperature, top_p, spread=False)
+    return tokens, logprobs
+
+
+def draw_telling(
+    logits: Tensor,
+    uniforms: Tensor,
+    temperature: float | Tensor,
+    top_p: Mapping[int, float] | None = None,
+    *,
+    spread: bool,
+) -> tuple[Tensor, Tensor, Spread | None]:
+    """Draw as `draw` does, and with `spread` return the distributions too."""
     greedy = temperature == 0
     if isinstance(temperature, Tensor):
         logits.div_(temperature.masked_fill(temperature == 0, 1.0)[:, None])
@@ -37,7 +63,8 @@ def draw(
     for row, share in (top_p or {}).items():
         _cut(logits[row], share)
     highest, likeliest = logits.max(dim=-1, keepdim=True)  # [R, 1]
-    weights = logits.sub_(highest).exp_()
+    gaps = logits.sub_(highest)
+    weights = gaps.exp() if spread else gaps.exp_()
     width = weights.shape[1]
     blocks = F.pad(weights, (0, -width % _BLOCK)).view(len(weights), -1, _BLOCK)
     sums = blocks.sum(-1, dtype=torch.float64)  # [R, V / block]
@@ -52,7 +79,12 @@ def draw(
         if isinstance(greedy, Tensor):
             tokens = torch.where(greedy, likeliest[:, 0], tokens)
     chosen = weights.gather(1, tokens[:, None])[:, 0]
-    return tokens, (chosen.double().log() - total.log()).float()
+    told = None
+    if spread:
+        # H = log Z - sum w (l - max) / Z; a masked token has no weight, and -inf · 0 would be NaN.
+        moments = gaps.clamp_(min=-1e9).mul_(weights).sum(-1)
+        told = Spread(weights, total.float(), (total.log() - moments / total).float())
+    return tokens, (chosen.double().log() - total.log()).float(), told
 
 
 def _invert(blocks: Tensor, edges: Tensor, targets: Tensor) -> Tensor:

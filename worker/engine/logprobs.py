@@ -53,6 +53,31 @@ class _TokenLogprobs(torch.autograd.Function):
         return (grad[:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
+class _RecordedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, logprobs: Tensor, slopes: Callable[[], Tensor], temperature: float
+    ) -> Tensor:
+        ctx.slopes, ctx.temperature, ctx.dtype = slopes, temperature, hidden.dtype
+        return logprobs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        slope = ctx.slopes().mul_(grad[:, None] / ctx.temperature)
+        return slope.to(ctx.dtype), None, None, None
+
+
+def recorded_logprobs(
+    hidden: Tensor, logprobs: Tensor, slopes: Callable[[], Tensor], *, temperature: float
+) -> Tensor:
+    """Return log-probs known from sampling, with a gradient: `slopes` are those of temperature 1.
+
+    Shapes: hidden [T, H], logprobs [T], slopes -> [T, H].
+    """
+    result: Tensor = _RecordedLogprobs.apply(hidden, logprobs, slopes, temperature)  # type: ignore[no-untyped-call]
+    return result
+
+
 def _distribution(logits: Tensor, temperature: float, masks: Sequence[Bits | None]) -> Tensor:
     logits = logits / temperature if temperature != 1 else logits
     constrained = [bits for bits in masks if bits is not None]

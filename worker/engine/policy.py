@@ -190,6 +190,12 @@ class Policy:
         """What a person should know of how this model is run."""
         return None if self._plain is None else self._plain.note
 
+    @property
+    def head(self) -> Tensor:
+        """The output head's weight: [V, H]."""
+        weight: Tensor = self._causal.get_output_embeddings().weight
+        return weight
+
     # What sampling computed, for training
 
     @contextmanager

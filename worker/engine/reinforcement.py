@@ -178,7 +178,7 @@ class Reinforcement:
             values = advantages.values[index]
             own = rollouts[index * len(values) : (index + 1) * len(values)]
             answers = tuple(
-                Answer(rollout.token_ids, rollout.logprobs, advantage, self._tape.lines_of(rollout))
+                Answer(rollout.token_ids, rollout.logprobs, advantage, self._tape.record_of(rollout))
                 for rollout, advantage in zip(own, values, strict=True)
                 if advantage is not None
             )

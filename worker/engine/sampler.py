@@ -17,6 +17,7 @@ from worker.engine.grammar import Grammar
 from worker.engine.packing import Tree, common_prefix, pack
 from worker.engine.policy import Policy
 from worker.engine.seeds import uniform
+from worker.engine.tape import Record
 from worker.engine.types import OnAnswer, Prompt, Rollout
 
 _MOST_ROWS = 256
@@ -107,7 +108,7 @@ def _sample_wave(
         for row in ended:
             prompt, number = row.owner
             if policy.tape is not None and row.lines:
-                policy.tape.rows[prompts[prompt].item_index, number] = row.lines
+                policy.tape.rows[prompts[prompt].item_index, number] = Record(row.lines, row.draws)
             rollout = answers[row.owner] = _rollout(policy, prompts[prompt], number, row, sampling)
             if on_answer is not None:
                 on_answer(rollout)

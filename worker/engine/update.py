@@ -15,7 +15,7 @@ from worker.engine.batches import Answer, Group, micro_batches
 from worker.engine.config import TrainingConfig
 from worker.engine.errors import OutOfMemory, ran_out_of_memory
 from worker.engine.grammar import Bits, Grammar, replay
-from worker.engine.logprobs import token_logprobs
+from worker.engine.logprobs import recorded_logprobs, token_logprobs
 from worker.engine.losses import token_loss
 from worker.engine.packing import Packed, Tree, common_prefix, pack, shared_length
 from worker.engine.policy import Policy
@@ -44,6 +44,7 @@ class _Scored:
     advantages: Tensor  # [T]
     masks: list[Bits | None]
     lines: Tensor | None  # [N] where the tape holds each token of the packed row
+    draws: Tensor  # [T] where it holds each draw, if it does
 
 
 def compute_gradient(
@@ -56,7 +57,7 @@ def compute_gradient(
 ) -> tuple[Gradient, int]:
     """Fill the adapter's `.grad` with the step's gradient; return its figures and the budget that fitted.
 
-    Answers whose lines are known are not computed again: their products are on the tape.
+    Answers that the tape holds are not computed again.
 
     When memory runs out the whole gradient is started again with half the micro-batch: the same sum in
     smaller parts.
@@ -107,21 +108,33 @@ def _micro_batch(
     total: Gradient,
     tape: Tape | None,
 ) -> None:
-    def logprobs(tape: Tape | None) -> tuple[Tensor, Tensor]:
-        packed, layout = scored.packed, PackedLayout(scored.packed)
-        if tape is not None and scored.lines is not None:
-            states = policy.replay(packed, layout, tape, scored.lines)[scored.states]
-        else:
-            states = policy.hidden(packed.token_ids, packed.positions, layout)[scored.states]
+    packed = scored.packed
+
+    def logprobs() -> tuple[Tensor, Tensor]:
+        states = policy.hidden(packed.token_ids, packed.positions, PackedLayout(packed))
         return token_logprobs(
-            policy.logits, states, scored.targets, temperature=config.temperature, masks=scored.masks
+            policy.logits,
+            states[scored.states],
+            scored.targets,
+            temperature=config.temperature,
+            masks=scored.masks,
         )
 
     base = None
     if config.kl_beta > 0:
         with torch.no_grad(), policy.base():
-            base, _ = logprobs(None)
-    current, entropy = logprobs(tape)
+            base, _ = logprobs()
+    if tape is not None and scored.lines is not None:
+        states = policy.replay(packed, PackedLayout(packed), tape, scored.lines)
+        current = recorded_logprobs(
+            states[scored.states],
+            scored.old_logprobs,
+            lambda: tape.slopes(scored.draws, scored.targets, policy.head),
+            temperature=config.temperature,
+        )
+        entropy = tape.entropies(scored.draws)
+    else:
+        current, entropy = logprobs()
     result = token_loss(
         current,
         scored.old_logprobs,
@@ -162,6 +175,7 @@ def _lay_out(policy: Policy, groups: Sequence[Group], grammar: Grammar | None) -
     old: list[float] = []
     advantages: list[float] = []
     masks: list[Bits | None] = []
+    draws: list[int] = []
     for group, choices, span, fork in zip(groups, chosen, packed.spans, forks, strict=True):
         for answer, places, branch in zip(group.answers, choices, span.branch_starts, strict=True):
             for place, mask in places.items():
@@ -171,6 +185,7 @@ def _lay_out(policy: Policy, groups: Sequence[Group], grammar: Grammar | None) -
                 old.append(answer.old_logprobs[place])
                 advantages.append(answer.advantage)
                 masks.append(mask)
+                draws.append(answer.record.draws[place] if answer.record is not None else -1)
     device = policy.device
     return _Scored(
         packed,
@@ -180,6 +195,7 @@ def _lay_out(policy: Policy, groups: Sequence[Group], grammar: Grammar | None) -
         torch.tensor(advantages, device=device),
         masks,
         torch.tensor(lines, device=device) if len(lines) == len(packed.token_ids) else None,
+        torch.tensor(draws, dtype=torch.long, device=device),
     )
 
 
@@ -193,7 +209,7 @@ def _choices(answer: Answer, grammar: Grammar | None) -> dict[int, Bits | None]:
 
 def _lines(group: Group, read: Sequence[int], start: int, fork: int) -> list[int]:
     """Return the tape's lines of a tree's tokens from `start` on: its trunk to the fork, then each branch."""
-    known = [answer.lines for answer in group.answers if answer.lines is not None]
+    known = [answer.record.lines for answer in group.answers if answer.record is not None]
     if len(known) < len(group.answers):
         return []
     lines = list(known[0][start:fork])

@@ -28,7 +28,7 @@ def recorded(policy: Policy, grammar: Grammar | None, budget: int = 1 << 30) -> 
         Group(
             prompt.token_ids,
             tuple(
-                Answer(one.token_ids, one.logprobs, float(one.sample_index % 2) - 0.5, tape.lines_of(one))
+                Answer(one.token_ids, one.logprobs, float(one.sample_index % 2) - 0.5, tape.record_of(one))
                 for one in rollouts
                 if one.item_index == prompt.item_index and one.sample_index % 3
             ),
@@ -47,7 +47,7 @@ def test_training_from_the_tape_equals_computing_again(load: Load, constrained: 
     tape, groups = recorded(policy, grammar)
     config = replace(settings(), kl_beta=0.1)
     again = [
-        replace(group, answers=tuple(replace(one, lines=None) for one in group.answers)) for group in groups
+        replace(group, answers=tuple(replace(one, record=None) for one in group.answers)) for group in groups
     ]
     expected_figures, _ = compute_gradient(policy, again, config, grammar, budget)
     expected = gradient_of(policy)
@@ -67,12 +67,12 @@ def test_a_tape_beyond_its_budget_keeps_nothing(load: Load) -> None:
     policy = load(trained=True)
     tape, groups = recorded(policy, None, budget=20_000)
     assert tape.spilled
-    assert all(answer.lines is None for group in groups for answer in group.answers)
+    assert all(answer.record is None for group in groups for answer in group.answers)
 
 
 def test_a_path_that_cannot_record_leaves_the_tape_empty(load: Load) -> None:
     tape, groups = recorded(load(trained=True, fast=False), None)
-    assert all(answer.lines is None for group in groups for answer in group.answers)
+    assert all(answer.record is None for group in groups for answer in group.answers)
     assert tape.lines == 0
 
 
