@@ -84,6 +84,8 @@ class DecodeLayout:
             seat_of.append(len(seats[prompt]))
             seats[prompt].append(row)
         widest = max(len(rows) for rows in seats)
+        # While every prompt has as many rows, side by side, the grid is a view and nothing is moved.
+        self.even = [row for rows in seats for row in rows] == list(range(widest * len(seats)))
         device = self.fork.device
         self.grid = torch.tensor([rows + [0] * (widest - len(rows)) for rows in seats], device=device)
         self.prompt_of = torch.tensor(row_prompts, device=device)
@@ -120,10 +122,13 @@ class DecodeLayout:
         return (flat @ right).view(heads, rows, repeats, right.shape[-1]).transpose(0, 1)
 
     def _with_prompts(self, left: Tensor, right: Tensor) -> Tensor:
-        _, heads, repeats, width = left.shape
+        rows, heads, repeats, width = left.shape
         prompts, seats = self.grid.shape
-        seated = left[self.grid].transpose(1, 2).reshape(prompts, heads, seats * repeats, width)
+        seated = left.view(prompts, seats, heads, repeats, width) if self.even else left[self.grid]
+        seated = seated.transpose(1, 2).reshape(prompts, heads, seats * repeats, width)
         product = (seated @ right).view(prompts, heads, seats, repeats, -1)
+        if self.even:
+            return product.transpose(1, 2).reshape(rows, heads, repeats, -1)
         return product[self.prompt_of, :, self.seat_of]
 
     def _hidden(self, window: int | None, now: int) -> Tensor:
