@@ -16,7 +16,7 @@ from app.core.response_format import parse_response_format, schema_of
 from app.graders.grade import grade
 from app.graders.json_text import NotJson, read_json
 from app.graders.spec import Grader, dump
-from app.services import graders, saved_graders, trial_records, trials
+from app.services import fresh_answers, graders, saved_graders, trial_records, trials
 
 router = APIRouter(tags=["graders"])
 
@@ -61,6 +61,11 @@ def try_grader(context: InContext, caller: ByCaller, document: JsonObject) -> di
         json_expected=schema_of(answer_format) is not None,
         probes=body.probes,
     )
+    if body.fresh is not None:
+        fresh = fresh_answers.Fresh(body.fresh.model, body.fresh.prompts, body.fresh.samples)
+        asked = fresh_answers.drawn(
+            context, project_id=caller.project_id, asked=asked, fresh=fresh, response_format=answer_format
+        )
     with context.db.reading() as session:
         trial = trials.gather(session, storage=context.storage, project_id=caller.project_id, asked=asked)
     concurrency = context.settings.grader_concurrency

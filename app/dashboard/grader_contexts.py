@@ -222,6 +222,7 @@ class LabPage:
     save_label: str
     files: tuple[Choice, ...]
     jobs: tuple[Choice, ...]
+    models: tuple[Choice, ...]
     judges: tuple[str, ...]
     variables: tuple[VariableRow, ...]
     variables_note: str

@@ -22,9 +22,10 @@ from app.dashboard.grader_contexts import FindingRow, LabResults
 from app.dashboard.visitor import Visitor
 from app.graders.sandbox.process import ZygoteError
 from app.graders.spec import Grader
-from app.services import graders, inspections, jobs, saved_graders, trial_records, trials
+from app.services import fresh_answers, graders, inspections, jobs, saved_graders, trial_records, trials
+from app.services.fresh_answers import Fresh
 
-TRY_KEYS = ("file", "right", "json", "job", "step", "split", "answers")
+TRY_KEYS = ("file", "right", "json", "fresh", "job", "step", "split", "answers")
 
 
 @dataclass
@@ -111,7 +112,7 @@ def _validate(context: Context, visitor: Visitor, lab: Lab, grader: Grader) -> N
 def _try(context: Context, visitor: Visitor, lab: Lab, grader: Grader) -> None:
     if not (lab.values["file"] or lab.values["job"]):
         raise invalid("choose a file, or a job: probes are made from its rows", "file")
-    trial = _gather(context, visitor, _asked(lab.values))
+    trial = _gather(context, visitor, _with_fresh(context, visitor, lab.values))
     concurrency = context.settings.grader_concurrency
     with graders.means_here(context, grader, project_id=visitor.project_id, concurrency=concurrency) as means:
         report = trials.run(grader, trial, means)
@@ -141,6 +142,24 @@ def _asked(values: Mapping[str, str]) -> trials.Asked:
         reference=values["right"].strip() or None,
         json_expected=bool(values["json"]),
     )
+
+
+def _with_fresh(context: Context, visitor: Visitor, values: Mapping[str, str]) -> trials.Asked:
+    """Return what is tried, with fresh answers where a model was chosen to give some."""
+    asked = _asked(values)
+    if not values["fresh"]:
+        return asked
+    try:
+        return fresh_answers.drawn(
+            context,
+            project_id=visitor.project_id,
+            asked=asked,
+            fresh=Fresh(values["fresh"]),
+            response_format={"type": "json_object"} if values["json"] else None,
+        )
+    except (InvalidRequest, NotFound) as refused:
+        # Its other parameters are the chat request's own, which nobody typed here.
+        raise InvalidRequest(refused.message, param="file" if refused.param == "file" else "fresh") from None
 
 
 def _answers(typed: str) -> list[tuple[int, str]]:

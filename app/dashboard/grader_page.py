@@ -33,7 +33,7 @@ from app.dashboard.visitor import Visitor
 from app.graders.python import limits_of
 from app.graders.sandbox.level import SandboxUnavailable, choose
 from app.graders.sandbox.paths import OFFERED, installed
-from app.services import files, jobs, saved_graders
+from app.services import files, jobs, models, saved_graders
 
 MOST_CHOICES = 100
 _VARIABLES = 24
@@ -44,6 +44,7 @@ _LABELS = {
     "more": "Other keys",
     "file": "File",
     "right": "Right answer",
+    "fresh": "Fresh answers",
     "job": "Job",
     "step": "Step",
     "answers": "Answers",
@@ -87,6 +88,11 @@ def page_of(session: Session, context: Context, visitor: Visitor, lab: Lab) -> L
         save_label="Save grader" if saved is None else f"Save version {following}",
         files=_files(session, visitor),
         jobs=_jobs(session, visitor),
+        models=tuple(
+            Choice(model.id, model.id)
+            for model in models.list_models(session, project_id=visitor.project_id)[:MOST_CHOICES]
+            if model.stopped_at is None
+        ),
         judges=_judges(context.settings),
         variables=variables,
         variables_note=note,

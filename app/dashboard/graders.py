@@ -18,7 +18,7 @@ from app.services.saved_graders import Use
 
 router = APIRouter()
 PAGE = 50
-_KEPT = ("file", "job", "right", "json")
+_KEPT = ("file", "job", "right", "json", "fresh")
 _KINDS = {"string_check": "String check", **grader_form.TYPES}
 
 
@@ -68,11 +68,12 @@ def show_grader(
     job: Annotated[str, Query(max_length=64)] = "",
     right: Annotated[str, Query(max_length=2000)] = "",
     json: Annotated[str, Query(max_length=1)] = "",
+    fresh: Annotated[str, Query(max_length=512)] = "",
 ) -> Response:
     """Show the lab with a saved grader, its latest version unless told."""
     lab = _opened(context, visitor, grader_id, v)
     lab.against = against
-    lab.values |= {"file": file, "job": job, "right": right, "json": json}
+    lab.values |= {"file": file, "job": job, "right": right, "json": json, "fresh": fresh}
     return _show(context, visitor, lab)
 
 

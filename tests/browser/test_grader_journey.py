@@ -103,7 +103,7 @@ def test_a_bad_grader_is_mended_before_it_costs_anything(
     expect(page.get_by_test_id("grader-error")).to_have_count(0)
 
     # 4. Real outputs: almost all earn nothing.
-    page.get_by_text("Real outputs to grade").click()
+    page.get_by_text("Other answers to grade").click()
     page.get_by_label("Answers of your own").fill(answers())
     page.get_by_role("button", name="Run probes and answers").click()
     expect(probe(page, "All references at once")).to_contain_text("expected below 1.00")
@@ -120,7 +120,7 @@ def test_a_bad_grader_is_mended_before_it_costs_anything(
     # 5. Partial credit for the right chapter, and nothing for a list.
     page.get_by_role("textbox", name="Source").fill(SOUND)
     expect(page.get_by_text("version 1 of 1, unsaved changes")).to_be_visible()
-    page.get_by_text("Real outputs to grade").click()
+    page.get_by_text("Other answers to grade").click()
     page.get_by_label("Answers of your own").fill(answers())
     page.get_by_role("button", name="Run probes and answers").click()
     expect(page.locator("[data-testid=probe-row][data-status=passed]")).to_have_count(10)

@@ -15,6 +15,7 @@ from app.core.clock import seconds
 from app.core.tables import GraderVersion, SavedGrader
 from app.graders.result import Grade, Tokens
 from app.graders.spec import Grader
+from app.services.fresh_answers import MOST_PROMPTS, MOST_SAMPLES, PROMPTS, SAMPLES
 from app.services.trials import MOST_ANSWERS
 
 NO_TOKENS = {"prompt_tokens": 0, "total_tokens": 0, "completion_tokens": 0, "cached_tokens": 0}
@@ -62,6 +63,14 @@ class TrialJob(Shape):
     split: Literal["train", "valid", "test"] = "train"
 
 
+class TrialFresh(Shape):
+    """Which model answers the first prompts of the file, and how often each."""
+
+    model: str
+    prompts: int = Field(default=PROMPTS, ge=1, le=MOST_PROMPTS)
+    samples: int = Field(default=SAMPLES, ge=1, le=MOST_SAMPLES)
+
+
 class TrialBody(Shape):
     """The body of a trial: a grader, the rows, the answers, and what the right one would be."""
 
@@ -70,6 +79,7 @@ class TrialBody(Shape):
     items: list[dict[str, Any]] | None = Field(default=None, min_length=1, max_length=MOST_ANSWERS)
     answers: list[TrialAnswer] = Field(default_factory=list, max_length=MOST_ANSWERS)
     job: TrialJob | None = None
+    fresh: TrialFresh | None = None
     reference: str | None = None
     response_format: Any = None
     probes: bool = True

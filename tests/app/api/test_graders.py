@@ -10,6 +10,7 @@ from app.core.settings import Settings
 from app.services import rollouts
 from tests.app.api.server import BOTH, GRADER, LINES, METHOD, MODEL, Server
 from tests.app.graders.test_grade import WIRE_ERROR_KEYS
+from tests.engine import engine_running
 from tests.judge import JudgeServer, judging, says, scores
 
 JUDGE: dict[str, Any] = {
@@ -194,6 +195,43 @@ def test_a_trial_on_answers_to_a_file(server: Server, training_file: str) -> Non
     assert report["errors"] == []
     assert 0 <= report["latency"]["p50"] <= report["latency"]["p95"] <= report["latency"]["max"]
     assert [row["reward"] for row in report["results"]] == [1.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_a_trial_on_fresh_answers_of_a_model(server: Server, training_file: str) -> None:
+    with engine_running() as engine:
+        engine.write_providers(server.context.settings.root, MODEL)
+        engine.says = "4"
+        report = _trial(server, file=training_file, fresh={"model": MODEL, "prompts": 2, "samples": 3})
+        asked = sorted(engine.asked, key=lambda one: one["seed"])
+    assert [(one["n"], one["seed"], one["temperature"]) for one in asked] == [(3, 0, 1.0), (3, 1, 1.0)]
+    assert asked[0]["messages"][-1]["role"] == "user"
+    assert [row["item_index"] for row in report["results"]] == [0, 0, 0, 1, 1, 1]
+    assert {row["output_text"] for row in report["results"]} == {"4"}
+    assert report["prompts"]["with_several_answers"] == 2
+
+
+def test_fresh_answers_nobody_can_give(server: Server, training_file: str) -> None:
+    """Nothing serves here: a 503 that says so, and the service stays up."""
+
+    def asked(**body: Any) -> tuple[int, Any]:
+        response = server.raw("POST", "/v1/graders/trial", json={"grader": GRADER} | body)
+        error = response.json()["error"]
+        return response.status_code, (error["param"], error["message"])
+
+    status, (_, message) = asked(file=training_file, fresh={"model": MODEL})
+    assert status == 503
+    assert "can't be reached" in message
+    assert asked(file=training_file, fresh={"model": "nobody"})[0] == 404
+    assert asked(fresh={"model": MODEL}) == (
+        400,
+        ("file", "Invalid 'file': a model can answer only prompts of a file."),
+    )
+    many = {"model": MODEL, "prompts": 50, "samples": 16}
+    assert asked(file=training_file, fresh=many)[1][0] == "fresh"
+    with engine_running() as engine:
+        engine.write_providers(server.context.settings.root, MODEL)
+        engine.refusal = (400, {"error": {"message": "too long", "param": "messages"}})
+        assert asked(file=training_file, fresh={"model": MODEL})[1] == ("messages", "too long")
 
 
 def test_a_trial_on_a_jobs_stored_rollouts(server: Server, client: openai.OpenAI, job_id: str) -> None:

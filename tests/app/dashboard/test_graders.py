@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 from app.core.context import Context
 from app.core.tables import Job
 from app.services import saved_graders, trial_records
-from tests.app.dashboard.seed import Seeded
+from tests.app.dashboard.seed import MODEL, Seeded
+from tests.engine import engine_running
 
 WRONG = """def grade(sample, item):
     answer = sample["output_text"]
@@ -131,6 +132,25 @@ def test_stored_answers_of_a_job(browser: TestClient, csrf: str, seeded: Seeded)
     text = browser.post("/graders/new", data=broken).text
     assert "python_grader_runtime_error" in text.split('data-testid="error-row"')[1]
     assert "line 2, in grade" in text
+
+
+def test_fresh_answers_of_a_model(browser: TestClient, context: Context, csrf: str, seeded: Seeded) -> None:
+    sent = form(csrf, "try", fresh=MODEL, **on_rows(seeded))
+    silent = browser.post("/graders/new", data=sent)
+    assert silent.status_code == 503
+    assert "Nothing was run." in silent.text
+    assert "The inference process" in silent.text
+    with engine_running() as engine:
+        engine.write_providers(context.settings.root, MODEL)
+        text = browser.post("/graders/new", data=sent).text
+        assert len(engine.asked) == 8
+    assert "32 answers, mean 0.00" in text
+    assert "0 of 8 prompts mixed: almost no learning signal" in text
+    assert "Run on 32 fresh answers" in text
+    refused = browser.post("/graders/new", data=sent | {"job": seeded.succeeded})
+    assert refused.status_code == 422
+    assert 'id="fresh-wrong"' in refused.text
+    assert 'id="fresh-wrong"' in browser.post("/graders/new", data=sent | {"fresh": "nobody"}).text
 
 
 def test_without_rows_nothing_is_tried(browser: TestClient, csrf: str) -> None:
