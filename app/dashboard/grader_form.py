@@ -35,7 +35,12 @@ _OPERATIONS = {
 _INPUT = LabField("input", "Input", "template", "What is looked at: the answer, or a field of it.")
 _REFERENCE = LabField("reference", "Reference", "template", "What it is compared with: a key of the row.")
 _JUDGE = (
-    LabField("model", "Judge model", "model", "A name of providers.toml in the data folder."),
+    LabField(
+        "model",
+        "Judge model",
+        "model",
+        "A model served here, or a name of providers.toml.",
+    ),
     LabField("instructions", "Instructions", "text", "What the judge is told first. Empty: no such message."),
     LabField("prompt", "What is judged", "text", "Fenced off from the instructions, whatever it says."),
     LabField(

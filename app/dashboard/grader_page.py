@@ -61,6 +61,7 @@ def page_of(session: Session, context: Context, visitor: Visitor, lab: Lab) -> L
     variables, note = _variables(session, context, visitor, lab)
     following = 1 if saved is None else saved.latest_version + 1
     fields = grader_form.FIELDS[lab.kind]
+    served = _served(session, visitor)
     with_file = f"&file={lab.values['file']}" if lab.values["file"] else ""
     return LabPage(
         frame=visitor.frame(session, title=title, section="graders"),
@@ -88,12 +89,8 @@ def page_of(session: Session, context: Context, visitor: Visitor, lab: Lab) -> L
         save_label="Save grader" if saved is None else f"Save version {following}",
         files=_files(session, visitor),
         jobs=_jobs(session, visitor),
-        models=tuple(
-            Choice(model.id, model.id)
-            for model in models.list_models(session, project_id=visitor.project_id)[:MOST_CHOICES]
-            if model.stopped_at is None
-        ),
-        judges=_judges(context.settings),
+        models=tuple(Choice(name, name) for name in served),
+        judges=tuple(dict.fromkeys((*_judges(context.settings), *served))),
         variables=variables,
         variables_note=note,
         results=lab.results,
@@ -154,6 +151,11 @@ def _jobs(session: Session, visitor: Visitor) -> tuple[Choice, ...]:
         Choice(job.id, f"{job.model}{f' : {job.suffix}' if job.suffix else ''} · step {job.step}")
         for job in found.rows
     )
+
+
+def _served(session: Session, visitor: Visitor) -> list[str]:
+    found = models.list_models(session, project_id=visitor.project_id)
+    return [model.id for model in found if model.stopped_at is None][:MOST_CHOICES]
 
 
 def _judges(settings: Settings) -> tuple[str, ...]:

@@ -220,7 +220,7 @@ def test_fresh_answers_nobody_can_give(server: Server, training_file: str) -> No
 
     status, (_, message) = asked(file=training_file, fresh={"model": MODEL})
     assert status == 503
-    assert "can't be reached" in message
+    assert "The inference process, which answers for '" in message
     assert asked(file=training_file, fresh={"model": "nobody"})[0] == 404
     assert asked(fresh={"model": MODEL}) == (
         400,
