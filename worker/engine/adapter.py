@@ -68,11 +68,13 @@ def write(layers: Layers, directory: Path, base_name: str) -> None:
     save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
 
 
-def load(layers: Layers, directory: Path) -> None:
+def load(layers: Layers, directory: Path, base_name: str) -> None:
     """Take the weights of the adapter being trained.
 
-    Raises: CheckpointRefused when the folder's tensors are not those of these layers at this rank.
+    Raises: CheckpointRefused when the folder's tensors are not those of these layers at this rank, or belong
+    to another base.
     """
+    _check_base(directory, base_name)
     tensors = load_file(directory / _WEIGHTS)
     own = _parameters(layers)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -82,11 +84,12 @@ def load(layers: Layers, directory: Path) -> None:
         tensor.data.copy_(tensors[name])
 
 
-def read(layers: Layers, directory: Path) -> dict[str, Adapter]:
+def read(layers: Layers, directory: Path, base_name: str) -> dict[str, Adapter]:
     """Return an adapter of any rank, layer by layer; a layer it leaves alone gets one that adds nothing.
 
-    Raises: CheckpointRefused when its tensors don't belong to these layers.
+    Raises: CheckpointRefused when its tensors don't belong to these layers, or to another base.
     """
+    _check_base(directory, base_name)
     settings = peft.LoraConfig.from_pretrained(directory)
     scaling = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
     tensors = load_file(directory / _WEIGHTS)
@@ -101,6 +104,15 @@ def read(layers: Layers, directory: Path) -> dict[str, Adapter]:
     if tensors:
         raise CheckpointRefused(f"the adapter in {directory.name} has layers this model lacks")
     return found
+
+
+def _check_base(directory: Path, base_name: str) -> None:
+    """Refuse an adapter of another base: its shapes may fit, and its numbers mean nothing here."""
+    named = json.loads((directory / _CONFIG).read_text()).get("base_model_name_or_path") or ""
+    if named and Path(named).name != base_name:
+        raise CheckpointRefused(
+            f"the adapter in {directory.name} was trained on {Path(named).name}, and this is {base_name}"
+        )
 
 
 def _parameters(layers: Layers) -> dict[str, nn.Parameter]:

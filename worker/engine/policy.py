@@ -20,6 +20,7 @@ from worker.engine import adapter, general
 from worker.engine.attention import Layout, PackedLayout
 from worker.engine.config import TrainingConfig
 from worker.engine.decoding import DecodeLayout
+from worker.engine.errors import UnsupportedModel
 from worker.engine.linear import Joined, Mode, Product, mixture_of
 from worker.engine.llama import Llama
 from worker.engine.memory import check_room
@@ -107,7 +108,15 @@ class Policy:
     # Text in
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Return a conversation's tokens up to where the assistant's next turn begins."""
+        """Return a conversation's tokens up to where the assistant's next turn begins.
+
+        Raises: UnsupportedModel without a chat template; jinja2's TemplateError when the template refuses.
+        """
+        if self.tokenizer.chat_template is None:
+            raise UnsupportedModel(
+                f"{self.base_name} has no chat template: put a chat_template.jinja into the model's folder, "
+                "or take its instruction-tuned form."
+            )
         encoded = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
         )
@@ -255,9 +264,10 @@ class Policy:
     def add_adapter(self, name: str, directory: Path) -> None:
         """Hold an adapter of this base, in PEFT's layout, ready for `mixed`.
 
-        Raises: CheckpointRefused when its tensors don't belong to this model's layers.
+        Raises: CheckpointRefused when it was trained on another base, or its tensors don't belong to this
+        model's layers.
         """
-        found = adapter.read(self._layers, directory)
+        found = adapter.read(self._layers, directory, self.base_name)
         for path, part in found.items():
             self._layers[path].others[name] = part.to(self.device)
         self._forget_stacks()
@@ -294,9 +304,10 @@ class Policy:
     def load_adapter(self, directory: Path) -> None:
         """Take the adapter's weights from a folder in PEFT's layout.
 
-        Raises: CheckpointRefused when its tensors are not those of this policy's adapter.
+        Raises: CheckpointRefused when it was trained on another base model, or its tensors are not those of
+        this policy's adapter.
         """
-        adapter.load(self._layers, directory)
+        adapter.load(self._layers, directory, self.base_name)
         self.is_tuned = True
 
 
