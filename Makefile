@@ -123,6 +123,10 @@ bench-graders: $(DEV_STAMP) graders ## attack the sandbox as root and as nobody,
 	@$(BIN)/python -m tests.bench.sandbox
 	@$(BIN)/python -m tests.bench.judges
 
+.PHONY: bench-serve
+bench-serve: $(DEV_STAMP) model ## time serving beside transformers, count equal greedy answers, share the machine with a job
+	@$(BIN)/python -W ignore -m tests.bench.serve
+
 .PHONY: bench-export
 bench-export: $(DEV_STAMP) model ## train a real model for a few steps, export it in every form, print the parity table
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.bench.export

@@ -48,6 +48,8 @@ def part_states(settings: Settings) -> list[PartState]:
     for name in parts.NAMES:
         if name == "broker" and not settings.embedded_broker:
             continue
+        if name == "inference" and settings.inference_url:
+            continue
         held = parts.holder(parts.run_folder(settings) / f"{name}.lock")
         pid = (held or {}).get("pid")
         # By its pid, so that the last beats of a dead predecessor don't count.
@@ -58,7 +60,7 @@ def part_states(settings: Settings) -> list[PartState]:
 def part_line(state: PartState) -> str:
     """Return one line of the table of parts."""
     if not state.running:
-        return f"  {state.name:<8} not running"
+        return f"  {state.name:<9} not running"
     if state.name == "broker":
         beat = "listening"
     elif state.age is None:
@@ -67,7 +69,7 @@ def part_line(state: PartState) -> str:
         beat = f"heartbeat {state.age:.0f} s ago"
     else:
         beat = f"SILENT for {state.age:.0f} s: see `make logs`"
-    return f"  {state.name:<8} running      pid {state.pid or '?':<8} {beat}"
+    return f"  {state.name:<9} running      pid {state.pid or '?':<8} {beat}"
 
 
 def findings(settings: Settings) -> Iterator[str]:

@@ -28,9 +28,10 @@ WORKER = (
     *("-m", "celery", "--app", "worker.tasks", "worker", "--pool", "threads", "--concurrency", "2"),
     *("--without-gossip", "--without-mingle", "--loglevel", "INFO"),
 )
-NAMES = ("broker", "worker", "web")
+INFERENCE = ("-m", "worker.serving")
+NAMES = ("broker", "worker", "inference", "web")
 # How long a part may take to end once asked. A worker finishes its step and writes a checkpoint first.
-GRACE_SECONDS = {"web": 10.0, "worker": 60.0, "broker": 10.0}
+GRACE_SECONDS = {"web": 10.0, "inference": 10.0, "worker": 60.0, "broker": 10.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ def embedded(settings: Settings) -> list[Part]:
         else:
             parts.append(Part("broker", broker_command(program, settings), {}))
     parts.append(Part("worker", (sys.executable, *WORKER), environment))
+    if not settings.inference_url:
+        parts.append(Part("inference", (sys.executable, *INFERENCE), environment))
     parts.append(Part("web", (sys.executable, *WEB), environment))
     return parts
 

@@ -48,6 +48,7 @@ def test_both_targets_run_what_the_embedded_parts_run() -> None:
 def test_compose_runs_the_same_commands() -> None:
     assert SERVICES["web"]["command"] == ["python", *parts.WEB]
     assert SERVICES["worker"]["command"] == ["python", *parts.WORKER]
+    assert SERVICES["inference"]["command"] == ["python", *parts.INFERENCE]
     assert SERVICES["migrate"]["command"] == ["python", "-m", "app.cli", "migrate"]
     assert SERVICES["fetch"]["command"] == ["python", "-m", "worker.models", "fetch"]
 
@@ -79,16 +80,16 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
             assert source.split("/")[0] in allowed, line
 
 
-@pytest.mark.parametrize("name", ["web", "worker", "migrate"])
+@pytest.mark.parametrize("name", ["web", "worker", "inference", "migrate"])
 def test_web_worker_and_migration_share_database_broker_and_files(name: str) -> None:
     service = SERVICES[name]
     assert service["environment"]["TUNESMITH_DATABASE_URL"].startswith("postgresql+psycopg://")
     assert service["environment"]["TUNESMITH_BROKER_URL"] == "redis://redis:6379/0"
     assert "data:/data" in service["volumes"]
-    assert service["build"]["target"] == ("worker" if name == "worker" else "web")
+    assert service["build"]["target"] == ("worker" if name in ("worker", "inference") else "web")
 
 
-@pytest.mark.parametrize("name", ["web", "worker", "migrate"])
+@pytest.mark.parametrize("name", ["web", "worker", "inference", "migrate"])
 def test_any_password_reaches_the_database(name: str) -> None:
     """It stands beside the URL, which its characters could not break."""
     environment = SERVICES[name]["environment"]
@@ -103,7 +104,7 @@ def test_the_port_is_the_same_inside_and_outside() -> None:
 
 
 def test_nothing_starts_before_the_schema_is_there() -> None:
-    for name in ("web", "worker"):
+    for name in ("web", "worker", "inference"):
         assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert SERVICES["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
 
@@ -112,6 +113,13 @@ def test_the_worker_reserves_a_gpu_and_may_finish_its_step() -> None:
     (device,) = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= parts.GRACE_SECONDS["worker"]
+
+
+def test_the_inference_process_has_its_socket_where_the_web_looks_for_it() -> None:
+    """Both see one data folder, and neither is told of another place."""
+    for name in ("web", "inference"):
+        assert "data:/data" in SERVICES[name]["volumes"]
+        assert not {key for key in SERVICES[name]["environment"] if key.startswith("TUNESMITH_INFERENCE")}
 
 
 def test_no_password_is_written_down() -> None:

@@ -45,7 +45,7 @@ class Served:
     @property
     def is_ours(self) -> bool:
         """True when our own inference process answers."""
-        return self.socket is not None
+        return self.engine.name == OURS
 
     def headers(self) -> dict[str, str]:
         """Return what the engine wants to see. Raises: ProvidersError when its key is not set."""
@@ -116,7 +116,10 @@ def serve(
     """Return who answers for a model: the engine that names its base model, else our own process."""
     engine = providers.engine(base_model, adapter=adapter is not None)
     if engine is None:
-        return Served(model, _ours(), model, socket=settings.inference_socket, project_id=project_id)
+        elsewhere = settings.inference_url
+        ours = _ours(elsewhere, "TUNESMITH_INFERENCE_KEY" if settings.inference_key else None)
+        socket = None if elsewhere else settings.inference_socket
+        return Served(model, ours, model, socket=socket, project_id=project_id)
     if adapter is None:
         return Served(model, engine, engine.models[base_model])
     place = adapter
@@ -128,8 +131,14 @@ def serve(
 
 
 @cache
-def _ours() -> Engine:
-    return Engine(name=OURS, base_url="http://inference/v1", models={"*": "*"}, adapters=True)
+def _ours(url: str, key_variable: str | None) -> Engine:
+    return Engine(
+        name=OURS,
+        base_url=url or "http://inference/v1",
+        key_variable=key_variable,
+        models={"*": "*"},
+        adapters=True,
+    )
 
 
 @cache

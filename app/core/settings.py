@@ -58,6 +58,19 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=5.0, gt=0)
     max_attempts: int = Field(default=5, ge=1)
     threads: int = Field(default=0, ge=0)
+    # Where the inference process listens, "host:port", when not on its socket in DATA; where the web finds
+    # it, when not on this machine; and the key it then asks for.
+    inference_listen: str = Field(default="", pattern=r"^$|^.*:[0-9]{1,5}$")
+    inference_url: str = Field(default="", pattern=r"^$|^https?://[^\s?#]+$")
+    inference_key: str = ""
+    # Weights and caches together; 0 is half of the machine's (or the GPU's) memory.
+    inference_memory_bytes: int = Field(default=0, ge=0)
+    # 0 is all, and one while a job trains on the machine.
+    inference_threads: int = Field(default=0, ge=0)
+    # Answers decoded at once, requests that may wait, and how long an unused model stays in memory.
+    inference_rows: int = Field(default=32, ge=1, le=256)
+    inference_waiting: int = Field(default=128, ge=1)
+    inference_idle_seconds: float = Field(default=900.0, gt=0)
     # What Python graders may import, and what one call of theirs may use.
     grader_packages: Path = Path(__file__).parents[2] / ".graders"
     grader_seconds: float = Field(default=120.0, gt=0, le=600)

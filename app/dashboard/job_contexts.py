@@ -102,8 +102,6 @@ class CheckpointRow:
     tokens: float | None
     why: str
     created_at: float
-    href: str
-    playground: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +164,6 @@ class JobView:
     settings: tuple[Setting, ...]
     request_json: str
     curl: str
-    playground: str | None
 
 
 @dataclass(frozen=True, slots=True)

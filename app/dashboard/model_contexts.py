@@ -109,4 +109,3 @@ class ModelPage:
     serving: ServingView
     exports: ExportsView | None
     can_delete: bool
-    playground: str

@@ -42,11 +42,20 @@ def is_alive(pid: int) -> bool:
 
 
 def test_up_leaves_a_service_that_answers(service: Service) -> None:
-    assert set(service.pids) == {"service", "broker", "worker", "web"}
+    assert set(service.pids) == {"service", "broker", "worker", "inference", "web"}
     assert httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
     headers = {"Authorization": f"Bearer {service.key()}"}
     models = httpx.get(f"{service.url}/v1/models", headers=headers, trust_env=False).json()["data"]
     assert [model["id"] for model in models] == ["tiny"]
+
+
+def test_the_base_model_answers_through_the_web(service: Service) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Say a."}], "max_tokens": 4, "seed": 1}
+    headers = {"Authorization": f"Bearer {service.key()}"}
+    with httpx.Client(base_url=service.url, headers=headers, trust_env=False, timeout=60) as client:
+        answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text + service.logs()
+    assert 0 < answer.json()["usage"]["completion_tokens"] <= 4
 
 
 def test_the_first_key_is_readable_by_its_owner_alone(service: Service) -> None:
@@ -101,12 +110,12 @@ def test_status_names_each_part_and_what_is_there(service: Service) -> None:
     until(lambda: healthy(service), service)
     said = service.command("status").stdout
     for name, pid in service.pids.items():
-        assert name == "service" or f"{name:<8} running      pid {pid}" in said
+        assert name == "service" or f"{name:<9} running      pid {pid}" in said
     assert "heartbeat" in said
     assert "models   tiny" in said
 
 
-@pytest.mark.parametrize("part", ["broker", "worker", "web"])
+@pytest.mark.parametrize("part", ["broker", "worker", "inference", "web"])
 def test_a_killed_part_comes_back(service: Service, part: str) -> None:
     before = service.pids[part]
     service.kill(part)

@@ -163,7 +163,12 @@ def answers(client) -> bool:  # type: ignore[no-untyped-def]
 
 def test_an_operators_broker_needs_no_part_of_ours(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, broker_url="redis://broker:6379/0")
-    assert [part.name for part in parts.embedded(settings)] == ["worker", "web"]
+    assert [part.name for part in parts.embedded(settings)] == ["worker", "inference", "web"]
+
+
+def test_inference_on_another_machine_needs_no_part_of_ours(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, inference_url="http://gpu.internal:8001/v1")
+    assert [part.name for part in parts.embedded(settings)][-2:] == ["worker", "web"]
 
 
 def test_without_a_broker_program_the_worker_only_polls(
@@ -172,7 +177,7 @@ def test_without_a_broker_program_the_worker_only_polls(
     monkeypatch.setattr(parts, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", "/nowhere")
     embedded = parts.embedded(Settings(data=tmp_path))
-    assert [part.name for part in embedded] == ["worker", "web"]
+    assert [part.name for part in embedded] == ["worker", "inference", "web"]
     assert {part.environment["TUNESMITH_BROKER_URL"] for part in embedded} == {"memory://"}
 
 

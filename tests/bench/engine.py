@@ -80,8 +80,7 @@ class Bench:
         self.arguments = arguments
         self.wheels = _unpacked(folder)
         self.python = Path(sys.executable)
-        has_own = TRL_PYTHON.exists() and self.wheels is None
-        self.trl_python = TRL_PYTHON if has_own else self.python
+        self.trl_python = TRL_PYTHON if TRL_PYTHON.exists() else self.python
         self.steps = arguments.steps
 
     def run(self, shape: Shape, model: Path) -> bool:
@@ -232,8 +231,7 @@ def _unpacked(folder: Path) -> Path | None:
     """Unpack the wheels a machine without an installer was given, for both sides to import from."""
     if not (given := os.environ.get("BENCH_WHEELS")):
         return None
-    # So named because dill, by which datasets hashes functions, takes modules elsewhere for the user's own.
-    target = folder / "site-packages"
+    target = folder / "wheels"
     for wheel in sorted(Path(given).glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)

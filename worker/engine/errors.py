@@ -30,14 +30,8 @@ class ModelTooLarge(EngineError):
     code = "model_too_large"
 
 
-class ModelUnreadable(EngineError):
-    """A file of the model's folder is missing or broken."""
-
-    code = "model_not_available"
-
-
 class UnsupportedModel(EngineError):
-    """The model is no causal chat model: it sees what follows, or has no chat template."""
+    """The model computes something the prefix-shared forward does not reproduce."""
 
     code = "unsupported_model"
 

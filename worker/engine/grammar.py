@@ -40,15 +40,20 @@ class Grammar:
     ) -> Self:
         """Compile a JSON schema for a tokenizer; `vocabulary` is the model's, where it is the larger one.
 
+        Whoever compiles many gives the tokenizer's `words_of` instead, which take longer than a schema.
         Raises: ValueError, with the reason, for a schema that cannot be compiled.
         """
-        words = max(vocabulary or 0, len(tokenizer))
-        wrapped = llguidance.hf.from_tokenizer(tokenizer, n_vocab=words)
+        wrapped = tokenizer if isinstance(tokenizer, LLTokenizer) else words_of(tokenizer, vocabulary)
         return cls(LLMatcher.grammar_from_json_schema(schema, overrides=_LAYOUT), wrapped)
 
     def cursor(self) -> "Cursor":
         """Return a cursor before the first token of an answer."""
         return Cursor(self._root.deep_copy(), self._tokenizer)
+
+
+def words_of(tokenizer: Any, vocabulary: int | None = None) -> LLTokenizer:
+    """Return a tokenizer's words as grammars read them."""
+    return llguidance.hf.from_tokenizer(tokenizer, n_vocab=max(vocabulary or 0, len(tokenizer)))
 
 
 class Cursor:

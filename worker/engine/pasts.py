@@ -82,7 +82,8 @@ class _Shelf:
         for store, parts in ((self.keys, keys), (self.values, values)):
             for layer, part in enumerate(parts):
                 if seat == len(store[layer]):
-                    store[layer] = torch.cat([store[layer], torch.zeros_like(store[layer])])
+                    more = torch.zeros_like(store[layer][: max(1, seat // 4)])
+                    store[layer] = torch.cat([store[layer], more])
                 store[layer][seat, :, : part.shape[1]] = part
         self.rows.append(row)
 
@@ -93,6 +94,18 @@ class _Shelf:
             tensor[seat] = tensor[last]
         self.rows[seat] = self.rows[last]
         self.rows.pop()
+
+    def shrink(self) -> None:
+        """Give memory back once more than half of the seats are free."""
+        taken = len(self.rows)
+        if taken and len(self.keys[0]) > 2 * taken:
+            for store in (self.keys, self.values):
+                store[:] = [tensor[:taken].clone() for tensor in store]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the seats that are taken."""
+        return sum(len(self.rows) * tensor[0].nbytes for tensor in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +134,8 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """The memory of all shelves."""
-        return sum(
-            tensor.nbytes for shelf in self._shelves.values() for tensor in (*shelf.keys, *shelf.values)
-        )
+        """The memory of all rows."""
+        return sum(shelf.nbytes for shelf in self._shelves.values())
 
     def add(self, past: Past, copies: int = 1) -> None:
         """Take in rows that go on from a past, behind those there are."""
@@ -157,6 +168,7 @@ class Rows:
                 if shelf.rows[seat] not in number:
                     shelf.free(seat)
             shelf.rows = [number[row] for row in shelf.rows]
+            shelf.shrink()
         self._lengths = [self._lengths[row] for row in rows]
         self._moved()
 

@@ -24,7 +24,6 @@ PATHS = (
     "/graders/new",
     "/graders/new?type=multi",
     "/models",
-    "/playground",
     "/storage/files",
     "/webhooks",
     "/api-keys",
