@@ -1,13 +1,15 @@
-"""The main job through a real browser and real processes: created in the form, trained by the worker."""
+"""The main job through a real browser and real processes: created in the form, trained, exported, taken away."""
 
+import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Watched
 from tests.browser.test_job_journey import create_run, point_count
-from tests.service import running_service
+from tests.service import Service, running_service
 
 TRAINING_MILLISECONDS = 240_000
 
@@ -45,3 +47,22 @@ def test_a_run_created_in_the_browser_is_trained_while_its_page_follows(
         expect(page.get_by_test_id("rollout-prompt")).to_have_count(4)
         expect(page.get_by_test_id("rollout-sample")).to_have_count(2)
         watched.check("Rollouts")
+        take_the_adapter(watched, service)
+
+
+def take_the_adapter(watched: Watched, service: Service) -> None:
+    """Have the worker export the tuned model from its page, and look into what comes down."""
+    page = watched.page
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.locator('a[href^="/models/ft%3Atiny%3A"]').filter(has_not_text="ckpt").click()
+    page.get_by_role("button", name="Build LoRA adapter").click()
+    adapter = page.locator('[data-form="adapter"]')
+    expect(adapter).to_contain_text("greedy texts equal", timeout=TRAINING_MILLISECONDS)
+    with page.expect_download() as download:
+        adapter.get_by_role("link", name="Download").click()
+    archive = Path(download.value.path())
+    shown = adapter.locator("code").get_attribute("title")
+    assert shown == sha256(archive.read_bytes()).hexdigest(), service.logs()
+    with zipfile.ZipFile(archive) as opened:
+        names = {name.split("/")[1] for name in opened.namelist()}
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
