@@ -1,4 +1,4 @@
-"""The main job through a real browser and real processes: created in the form, trained, exported, taken away."""
+"""The main job through a real browser and real processes: created in the form, trained, exported, asked."""
 
 import zipfile
 from collections.abc import Callable
