@@ -14,16 +14,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
+
+from worker.engine import machine
+
+machine.wait_briefly()
 
 from tests.tiny_model import build_tiny_model
 from worker.engine.config import TrainingConfig
 from worker.engine.policy import Policy
 from worker.engine.reinforcement import Reinforcement
-from worker.engine.types import Prompt, Rollout
+from worker.engine.types import Prompt, Rollout, StepReport
 
 KILLS, STEPS, SEED = 20, 30, 2412
-READY = "ready"
+READY, TOLD = "ready", "steps.txt"
 # One kill in so many comes before training begins; the others within this many steps of its beginning.
 EARLY, REACH = 5, 2.5
 TEXTS = ("a", "bb", "what now", "12 and 13", "order 7", "a longer question than all the others here", "x?")
@@ -38,14 +43,15 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="tunesmith-resume-") as place:
         root = Path(place)
-        model = options.model or build_tiny_model(root / "model", hidden=256, layers=4)
+        model = options.model or build_tiny_model(root / "model", hidden=128, layers=4)
         seconds = _alone(model, root / "alone", options.steps)
         kills = _killed(model, root / "killed", options.steps, options.kills, seconds)
         different = _different(root / "alone", root / "killed", options.steps)
+        parted = _parted(root / "alone", root / "killed")
     identical = not different and kills >= options.kills
     print(f"RESUME kills {kills}, identical {str(identical).lower()}")
     if different:
-        print(f"  different: {', '.join(different)}")
+        print(f"  different: {', '.join(different)}; {parted}")
     if kills < options.kills:
         print(f"  the run ended after {kills} kills: give it more --steps")
     return 0 if identical else 1
@@ -53,6 +59,7 @@ def main() -> int:
 
 def train(model: Path, folder: Path, steps: int) -> None:
     """Train from the newest checkpoint in a folder to the end; keep the newest alone, as the runner does."""
+    machine.keep_memory()
     config = TrainingConfig(
         seed=SEED,
         batch_size=4,
@@ -84,11 +91,24 @@ def train(model: Path, folder: Path, steps: int) -> None:
     )
     print(READY, flush=True)
     for report in run.steps():
+        _tell(policy, report, folder)
         if report.step:
             run.save_checkpoint(_step(folder, report.step))
             for old in saved:
                 shutil.rmtree(old)
             saved = [_step(folder, report.step)]
+
+
+def _tell(policy: Policy, report: StepReport, folder: Path) -> None:
+    """Write down a step's digests: its answers, their log-probs, and the weights it left."""
+    answers = [one.rollout for one in report.rollouts]
+    texts, logprobs = [one.token_ids for one in answers], [one.logprobs for one in answers]
+    weights = b"".join(tensor.detach().numpy().tobytes() for tensor in policy.adapter.values())
+    digests = (
+        sha256(part).hexdigest()[:8] for part in (repr(texts).encode(), repr(logprobs).encode(), weights)
+    )
+    with (folder / TOLD).open("a") as file:
+        file.write(" ".join((f"{report.step:04}", *digests)) + "\n")
 
 
 def _letters(rollouts: Sequence[Rollout]) -> list[float | None]:
@@ -152,6 +172,19 @@ def _different(alone: Path, killed: Path, steps: int) -> list[str]:
         for folder in (alone, killed)
     )
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def _parted(alone: Path, killed: Path) -> str:
+    """Say at which step the two runs parted, and in what: a step that was killed may be told of twice."""
+    expected = {line.split()[0]: line.split()[1:] for line in (alone / TOLD).read_text().splitlines()}
+    for line in (killed / TOLD).read_text().splitlines():
+        step, *found = line.split()
+        for name, ours, theirs in zip(
+            ("answers", "log-probs", "weights"), found, expected[step], strict=True
+        ):
+            if ours != theirs:
+                return f"the first difference is in the {name} of step {int(step)}"
+    return "no step told of a difference"
 
 
 def _step(folder: Path, step: int) -> Path:

@@ -114,7 +114,7 @@ def _micro_batch(
         states = policy.hidden(packed.token_ids, packed.positions, PackedLayout(packed))
         return token_logprobs(
             policy.logits,
-            states[scored.states],
+            _picked(states, scored.states),
             scored.targets,
             temperature=config.temperature,
             masks=scored.masks,
@@ -127,7 +127,7 @@ def _micro_batch(
     if tape is not None and scored.lines is not None:
         states = policy.replay(packed, PackedLayout(packed), tape, scored.lines)
         current = recorded_logprobs(
-            states[scored.states],
+            _picked(states, scored.states),
             scored.old_logprobs,
             lambda: tape.slopes(scored.draws, scored.targets, policy.head),
             temperature=config.temperature,
@@ -216,3 +216,11 @@ def _lines(group: Group, read: Sequence[int], start: int, fork: int) -> list[int
     for own, length in zip(known, read, strict=True):
         lines += own[fork : len(group.prompt) + length]
     return lines
+
+
+def _picked(states: Tensor, places: Tensor) -> Tensor:
+    """Return the states at these places, several times where answers begin at one. Shapes: [N, H] -> [T, H].
+
+    Not `states[places]`: on a CPU its backward adds what meets in one place in whatever order threads come.
+    """
+    return states.index_select(0, places)

@@ -157,6 +157,21 @@ def test_temperature_is_part_of_the_trained_distribution(load: Load) -> None:
     assert figures.sampler_trainer_kl < 1e-6
 
 
+def test_two_threads_add_up_in_one_order(load: Load) -> None:
+    policy = load(trained=True)
+    _, groups = graded_groups(policy, samples=16)
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(12):
+            compute_gradient(policy, groups, CONFIG, None, WHOLE)
+            found.add(b"".join(tensor.numpy().tobytes() for tensor in gradient_of(policy).values()))
+    finally:
+        torch.set_num_threads(1)
+    # All answers of a group begin at one state: where threads meet there, no order of theirs may show.
+    assert len(found) == 1
+
+
 class Memory:
     """The machine's memory: a forward over more tokens than fit fails as torch's would."""
 
