@@ -124,7 +124,7 @@ bench-graders: $(DEV_STAMP) graders ## attack the sandbox as root and as nobody,
 	@$(BIN)/python -m tests.bench.judges
 
 .PHONY: bench-serve
-bench-serve: $(DEV_STAMP) model ## time serving beside transformers, count equal greedy answers, share the machine with a job
+bench-serve: $(DEV_STAMP) model ## apart from `bench`: time serving beside transformers; share the machine with a job
 	@$(BIN)/python -W ignore -m tests.bench.serve
 
 .PHONY: bench-export

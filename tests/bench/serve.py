@@ -26,6 +26,7 @@ from tests.bench.serve_process import ADAPTERS, MODEL, Inference, store
 TOKENS = 48
 STREAMS = (1, 8, 32)
 PROMPTS = 50
+PROMPT_TOKENS = 32
 # Where the two likeliest tokens are so close, rounding decides.
 UNDECIDED = 1e-3
 FIRST_TOKEN_SECONDS = 3.0
@@ -131,7 +132,9 @@ def exact(inference: Inference, peer: "Peer") -> int:
 
         async def ten(part: Sequence[str]) -> list[Stream]:
             async with inference.client() as client:
-                return list(await asyncio.gather(*(ask(client, MODEL, t, temperature=0) for t in part)))
+                return list(
+                    await asyncio.gather(*(ask(client, MODEL, t, PROMPT_TOKENS, temperature=0) for t in part))
+                )
 
         texts += [stream.text for stream in asyncio.run(ten(prompts[start : start + 10]))]
     equal, undecided, gaps = peer.compare(prompts, texts)
@@ -166,7 +169,7 @@ class Peer:
 
     def compare(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[int, int, list[float]]:
         """Return how many texts are its own, how many part where it is undecided, and the gaps there."""
-        asked = {"do": "compare", "prompts": list(prompts), "texts": list(texts), "tokens": TOKENS}
+        asked = {"do": "compare", "prompts": list(prompts), "texts": list(texts), "tokens": PROMPT_TOKENS}
         found = self._ask(**asked, undecided=UNDECIDED)
         return found["equal"], found["undecided"], found["gaps"]
 
