@@ -34,7 +34,7 @@ from worker.scoring import Scorer
 
 ROWS = Path(__file__).resolve().parents[2] / "examples" / "order-numbers" / "train.jsonl"
 SECONDS = 0.2
-STEPS = int(os.environ.get("STEPS", "3"))
+STEPS = int(os.environ.get("STEPS", "2"))
 GRADER = {
     "type": "score_model",
     "model": "gpt-judge",
@@ -45,7 +45,7 @@ CONFIG = TrainingConfig(
     batch_size=8,
     samples_per_prompt=8,
     total_steps=STEPS + 1,
-    max_completion_tokens=32,
+    max_completion_tokens=16,
 )
 
 
@@ -53,7 +53,11 @@ def main() -> int:
     """Print the line; 1 when the slow judge changed an answer or a reward."""
     model = fetch_default(Settings().models)
     with run(model, 0.0) as quick, run(model, SECONDS) as slow:
-        pairs = [(next(quick), next(slow)) for _ in range(CONFIG.total_steps)]
+        pairs = []
+        for number in range(CONFIG.total_steps):
+            pairs.append((next(quick), next(slow)))
+            took = " and ".join(f"{report.metrics.iteration_seconds:.1f} s" for report in pairs[-1])
+            print(f"  step {number + 1}: {took}", file=sys.stderr, flush=True)
     same = all(_taught(one) == _taught(other) for one, other in pairs)
     ours = [{name: _median(reports, name) for name in _TIMES} for reports in zip(*pairs[1:], strict=True)]
     at_once, graded = ours
@@ -84,7 +88,7 @@ def run(model: Path, delay: float) -> Iterator[Iterator[StepReport]]:
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
     policy = Policy.load(model, config=CONFIG)
     # Without the worked examples: answers of all lengths, and a step whose sampling takes about 5 s.
-    asked = [[row["messages"][0], row["messages"][-1]] for row in rows]
+    asked = [[row["messages"][-1]] for row in rows]
     prompts = [Prompt(index, policy.encode_chat(messages)) for index, messages in enumerate(asked)]
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as folder, judging() as judge:
         judge.delay = delay
