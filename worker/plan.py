@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from app.core.context import Context
 from app.core.errors import NotFound
 from app.core.methods import Facts, learning_rate, resolve
@@ -125,9 +127,13 @@ class Plan:
     def encoded(self, policy: Policy) -> "Plan":
         """Return the plan with its prompts as tokens and its grammar compiled.
 
-        Raises: PlanError naming the row whose prompt leaves no room for an answer, or the schema's fault.
+        Raises: PlanError naming the row whose prompt leaves no room for an answer or does not suit the chat
+        template, or the schema's fault.
         """
-        prompts = {split: [_prompt(policy, row) for row in self.rows[split]] for split in SPLITS}
+        prompts = {
+            split: [_prompt(policy, row, role) for row in self.rows[split]]
+            for split, role in zip(SPLITS, datasets.ROW_LIMITS, strict=True)
+        }
         room = (policy.context_length or 1 << 30) - self.config.max_completion_tokens
         for split, role in zip(SPLITS, datasets.ROW_LIMITS, strict=True):
             for row, prompt in zip(self.rows[split], prompts[split], strict=True):
@@ -228,10 +234,15 @@ def _config(job: Job, resolved: Mapping[str, Any], parameters: int, threads: int
     )
 
 
-def _prompt(policy: Policy, row: Row) -> Prompt:
+def _prompt(policy: Policy, row: Row, role: str) -> Prompt:
     # Open models' chat templates know `system`, not OpenAI's newer name for it.
     messages = [
         {**message, "role": "system"} if message["role"] == "developer" else message
         for message in row.messages
     ]
-    return Prompt(row.index, policy.encode_chat(messages))
+    try:
+        return Prompt(row.index, policy.encode_chat(messages))
+    except TemplateError as problem:
+        where = f"Example {row.index + 1} of the {role.replace('_', ' ')}"
+        message = f"{where} does not suit the model's chat template: {problem}."
+        raise PlanError(f"invalid_{role}", message, role) from problem

@@ -102,6 +102,8 @@ class CheckpointRow:
     tokens: float | None
     why: str
     created_at: float
+    href: str
+    playground: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ class JobView:
     settings: tuple[Setting, ...]
     request_json: str
     curl: str
+    playground: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.core import clock
 from app.core.status import TERMINAL, JobStatus, may
 from app.core.tables import Checkpoint, Event, Job
-from app.dashboard import format, series
+from app.dashboard import addresses, format, series
 from app.dashboard.contexts import Chip
 from app.dashboard.job_contexts import (
     CheckpointRow,
@@ -26,6 +26,7 @@ from app.dashboard.job_contexts import (
 from app.dashboard.job_facts import curl, facts_of, graders_of, request_body, settings_of
 from app.dashboard.verdict import verdict
 from app.services import checkpoints, events, jobs
+from app.services.models import base_of
 
 RECENT_EVENTS = 12
 EVENTS_PAGE = 50
@@ -127,7 +128,7 @@ def view(
         chart=series.chart(series.points_of(metrics), waiting=_waiting(job)),
         meters=series.meters(metrics),
         latest=series.latest(metrics),
-        checkpoints=_checkpoint_rows(kept),
+        checkpoints=_checkpoint_rows(job, kept),
         events=tuple(map(event_row, timeline.rows)),
         more_events=timeline.rows[-1].id if timeline.has_more else None,
         facts=facts_of(session, job),
@@ -135,6 +136,7 @@ def view(
         settings=settings_of(job),
         request_json=json.dumps(request, indent=2, ensure_ascii=False),
         curl=curl(request),
+        playground=_playground(job, job.fine_tuned_model),
     )
 
 
@@ -183,7 +185,13 @@ def _waiting(job: Job) -> str:
     return "Measuring the base model. Its score is the first point and the dashed line."
 
 
-def _checkpoint_rows(kept: Sequence[Checkpoint]) -> tuple[CheckpointRow, ...]:
+def _playground(job: Job, model_id: str | None) -> str | None:
+    if model_id is None:
+        return None
+    return addresses.playground(model_id, compare=base_of(job.model), job_id=job.id)
+
+
+def _checkpoint_rows(job: Job, kept: Sequence[Checkpoint]) -> tuple[CheckpointRow, ...]:
     ranked = sorted(
         (row for row in kept if row.valid_reward_mean is not None),
         key=lambda row: (row.valid_reward_mean or 0.0, row.step_number),
@@ -200,6 +208,8 @@ def _checkpoint_rows(kept: Sequence[Checkpoint]) -> tuple[CheckpointRow, ...]:
             series.number(row.metrics, "completion_tokens_mean"),
             why.get(row.id, "Last step"),
             row.created_at,
+            addresses.model(row.model_id),
+            addresses.playground(row.model_id, compare=base_of(job.model), job_id=job.id),
         )
         for row in kept
     )

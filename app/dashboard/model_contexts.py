@@ -109,3 +109,4 @@ class ModelPage:
     serving: ServingView
     exports: ExportsView | None
     can_delete: bool
+    playground: str

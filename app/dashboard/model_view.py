@@ -5,12 +5,11 @@ Reads services, decides nothing about models. Called by the models' routes.
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy.orm import Session
 
 from app.core.tables import Export, File, Job, Model
-from app.dashboard import format, job_view
+from app.dashboard import addresses, format, job_view
 from app.dashboard.contexts import Chip, Fact, Frame
 from app.dashboard.job_contexts import Verdict
 from app.dashboard.model_contexts import (
@@ -56,7 +55,7 @@ def page(session: Session, visitor: Visitor, model: Model, *, state: Serving, ba
     return ModelPage(
         frame=frame,
         id=model.id,
-        address=f"/models/{quote(model.id)}",
+        address=addresses.model(model.id),
         kind={"base": "Base model", "tuned": "Tuned model"}.get(model.kind, f"Checkpoint of step {step}"),
         facts=tuple(_facts(model, job)),
         lineage=tuple(_lineage(session, model, job)) if job is not None and is_own else (),
@@ -65,6 +64,11 @@ def page(session: Session, visitor: Visitor, model: Model, *, state: Serving, ba
         serving=_serving(model, state, base_url, is_own),
         exports=exports_of(session, model, frame) if is_own and model.kind != "base" else None,
         can_delete=is_own and model.kind != "base",
+        playground=addresses.playground(
+            model.id,
+            compare=model.base_model if model.kind != "base" else None,
+            job_id=model.job_id if is_own else None,
+        ),
     )
 
 
@@ -89,9 +93,9 @@ def _facts(model: Model, job: Job | None) -> Iterator[Fact]:
         for label, value in size_of(model.details).items():
             yield Fact(label, value)
     else:
-        yield Fact("Base model", model.base_model, mono=True, href=f"/models/{quote(model.base_model)}")
+        yield Fact("Base model", model.base_model, mono=True, href=addresses.model(model.base_model))
     if job is not None and job.model != model.base_model:
-        yield Fact("Tuned from", job.model, mono=True, href=f"/models/{quote(job.model)}")
+        yield Fact("Tuned from", job.model, mono=True, href=addresses.model(job.model))
     yield Fact("Made", format.absolute(model.created_at), moment=model.created_at)
 
 
@@ -102,8 +106,10 @@ def _lineage(session: Session, model: Model, job: Job) -> Iterator[Link]:
     mark = f"sha256 {file.sha256[:12]}" if file is not None else job.training_file
     yield Link("Data", name, mark, f"/storage/files/{file.id}" if file is not None else None)
     grader = job.method["reinforcement"]["grader"]
-    versions = [f"version {one['version']}" for one in (job.saved_graders or {}).values()]
-    yield Link("Grader", grader.get("name") or grader["type"], ", ".join(versions) or grader["type"], None)
+    saved = list((job.saved_graders or {}).values())
+    versions = [f"version {one['version']}" for one in saved]
+    href = f"/graders/{saved[0]['id']}?v={saved[0]['version']}" if saved else None
+    yield Link("Grader", grader.get("name") or grader["type"], ", ".join(versions) or grader["type"], href)
     yield Link("Job", job_view.name_of(job), job.id, f"/finetune/{job.id}")
     step = model.details.get("step")
     told = f"step {step} of {job.total_steps}" if step is not None else "last step"
@@ -119,7 +125,7 @@ def _siblings(session: Session, model: Model, job: Job) -> Iterator[Sibling]:
     if job.fine_tuned_model is not None:
         yield Sibling(
             id=job.fine_tuned_model,
-            href=f"/models/{quote(job.fine_tuned_model)}",
+            href=addresses.model(job.fine_tuned_model),
             step=job.total_steps,
             valid=None,
             note="Final model",
@@ -128,7 +134,7 @@ def _siblings(session: Session, model: Model, job: Job) -> Iterator[Sibling]:
     for row in checkpoints.list_checkpoints(session, job_id=job.id, limit=20).rows:
         yield Sibling(
             id=row.model_id,
-            href=f"/models/{quote(row.model_id)}",
+            href=addresses.model(row.model_id),
             step=row.step_number,
             valid=row.valid_reward_mean,
             note="Checkpoint" if row.valid_reward_mean is not None else "Paused here",
@@ -166,7 +172,7 @@ def _serving(model: Model, state: Serving, base_url: str, is_own: bool) -> Servi
 def exports_of(session: Session, model: Model, frame: Frame) -> ExportsView:
     """Return a model's exports, those that were never asked for among them."""
     found = exports.list_exports(session, model_id=model.id)
-    address = f"/models/{quote(model.id)}/exports"
+    address = f"{addresses.model(model.id)}/exports"
     rows = tuple(
         _export_row(form, found.get(form), address, exports.why_not(session, model=model, form=form))
         for form in exports.FORMS

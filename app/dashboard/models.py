@@ -1,7 +1,6 @@
 """The models' pages: the list, one model, and what can be done with it: load, stop, export, delete."""
 
 from typing import Annotated
-from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
@@ -9,9 +8,9 @@ from starlette.background import BackgroundTask
 
 from app.core.errors import NotFound
 from app.core.tables import Model
-from app.dashboard import model_view, render
+from app.dashboard import addresses, model_view, render
 from app.dashboard.model_contexts import ModelRow, ModelsPage
-from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Writing
+from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Writing, text
 from app.services import exports, models, serving
 
 router = APIRouter()
@@ -92,12 +91,14 @@ def stop_model(model_id: ModelId, visitor: SignedIn, context: Parts, _form: Form
 
 
 @router.post("/models/{model_id:path}/load")
-def load_model(model_id: ModelId, visitor: SignedIn, context: Parts, _form: Form) -> Response:
+def load_model(model_id: ModelId, visitor: SignedIn, context: Parts, form: Form) -> Response:
     """Let a model answer again, and have it loaded meanwhile."""
     given = {"project_id": visitor.project_id, "model_id": model_id}
     with context.db.transaction() as session:
         models.load_model(session, **given)
-    answer = _back(model_id, "serve")
+    origin = text(form, "next")
+    is_playground = origin.startswith("/playground?") and origin.isprintable()
+    answer = RedirectResponse(origin, status_code=303) if is_playground else _back(model_id, "serve")
     answer.background = BackgroundTask(serving.warm, context, **given)
     return answer
 
@@ -124,13 +125,13 @@ def show_model(request: Request, model_id: ModelId, visitor: SignedIn, context: 
 
 
 def _back(model_id: str, section: str) -> Response:
-    return RedirectResponse(f"/models/{quote(model_id)}#{section}", status_code=303)
+    return RedirectResponse(f"{addresses.model(model_id)}#{section}", status_code=303)
 
 
 def _row(model: Model) -> ModelRow:
     return ModelRow(
         id=model.id,
-        href=f"/models/{quote(model.id)}",
+        href=addresses.model(model.id),
         kind=model.kind,
         base=model.base_model,
         job_id=model.job_id,

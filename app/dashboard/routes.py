@@ -22,6 +22,7 @@ from app.dashboard import (
     jobs,
     login,
     models,
+    playground,
     reference,
     render,
     rollouts,
@@ -43,7 +44,19 @@ def install(app: FastAPI, *, document: Mapping[str, Any]) -> None:
     pages.state.document = document
     pages.state.hub = Hub(context.db)
     # create before jobs: /finetune/new is not a job's id.
-    for module in (login, create, rollouts, jobs, graders, files, models, webhooks, api_keys, reference):
+    for module in (
+        login,
+        create,
+        rollouts,
+        jobs,
+        graders,
+        files,
+        models,
+        playground,
+        webhooks,
+        api_keys,
+        reference,
+    ):
         pages.include_router(module.router)
     pages.add_exception_handler(AppError, errors.show_app_error)
     pages.add_exception_handler(HTTPException, errors.show_http_error)

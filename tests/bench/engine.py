@@ -80,7 +80,8 @@ class Bench:
         self.arguments = arguments
         self.wheels = _unpacked(folder)
         self.python = Path(sys.executable)
-        self.trl_python = TRL_PYTHON if TRL_PYTHON.exists() else self.python
+        has_own = TRL_PYTHON.exists() and self.wheels is None
+        self.trl_python = TRL_PYTHON if has_own else self.python
         self.steps = arguments.steps
 
     def run(self, shape: Shape, model: Path) -> bool:
@@ -231,7 +232,8 @@ def _unpacked(folder: Path) -> Path | None:
     """Unpack the wheels a machine without an installer was given, for both sides to import from."""
     if not (given := os.environ.get("BENCH_WHEELS")):
         return None
-    target = folder / "wheels"
+    # So named because dill, by which datasets hashes functions, takes modules elsewhere for the user's own.
+    target = folder / "site-packages"
     for wheel in sorted(Path(given).glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)

@@ -184,6 +184,8 @@ def test_every_page_in_both_themes_and_narrow(service: Service, open_page: Open)
         "/storage/files": "Datasets",
         f"/storage/files/{made.training_file}": "orders_train.jsonl",
         "/models": "Models",
+        "/playground": "Playground",
+        f"/playground?model={seed.MODEL}&job={made.succeeded}": "Playground",
         f"/models/{seed.MODEL}": seed.MODEL,
         "/webhooks": "Webhooks",
         "/api-keys": "API keys",

@@ -30,8 +30,14 @@ class ModelTooLarge(EngineError):
     code = "model_too_large"
 
 
+class ModelUnreadable(EngineError):
+    """A file of the model's folder is missing or broken."""
+
+    code = "model_not_available"
+
+
 class UnsupportedModel(EngineError):
-    """The model computes something the prefix-shared forward does not reproduce."""
+    """The model is no causal chat model: it sees what follows, or has no chat template."""
 
     code = "unsupported_model"
 

@@ -43,6 +43,10 @@ class Adapter:
     up: Tensor
     scaling: float
 
+    def to(self, device: torch.device) -> "Adapter":
+        """Return it on a device."""
+        return Adapter(self.down.to(device), self.up.to(device), self.scaling)
+
 
 class Product:
     """x Wᵀ + b with a weight that stays for many calls.

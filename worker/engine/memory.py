@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from worker.engine.config import TrainingConfig
-from worker.engine.errors import ModelTooLarge
+from worker.engine.errors import ModelTooLarge, ModelUnreadable
 
 # Weights, gradient, two moments of Adam, the last good weights, and those before an update.
 ADAPTER_COPIES = 6
@@ -57,7 +57,7 @@ def _machine() -> int:
 def check_room(model_dir: Path, config: TrainingConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a model that can't be trained in the memory there is, from its files alone.
 
-    Raises: ModelTooLarge with what is needed, what is free, and what to do.
+    Raises: ModelTooLarge with what is needed, what is free, and what to do; ModelUnreadable.
     """
     parts = needed(model_dir, config, dtype)
     total, free = sum(parts.values()), available(device)
@@ -77,7 +77,10 @@ def needed(model_dir: Path, config: TrainingConfig, dtype: torch.dtype) -> dict[
     Shapes alone are read; weights are counted in the type they will be loaded in.
     """
     shapes = _shapes(model_dir)
-    described: Mapping[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    try:
+        described: Mapping[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ModelUnreadable(f"config.json of {model_dir.name} cannot be read: {problem}.") from problem
     described = described.get("text_config") or described
     vocabulary = int(described.get("vocab_size") or 0)
     matrices = [shape for shape in shapes if len(shape) == 2]
@@ -99,16 +102,25 @@ def needed(model_dir: Path, config: TrainingConfig, dtype: torch.dtype) -> dict[
 
 
 def _shapes(model_dir: Path) -> list[list[int]]:
-    """Return every tensor's shape from the files' headers.
+    """Return every tensor's shape from the files' headers. Raises: ModelUnreadable.
 
     Not with the safetensors library: it maps the whole file, which fails where the file exceeds the memory.
     """
     shapes = []
     for path in sorted(model_dir.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(min(length, _HEADER_BYTES)))
-        shapes += [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header: dict[str, Any] = json.loads(file.read(min(length, _HEADER_BYTES)))
+            shapes += [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
+            raise ModelUnreadable(
+                f"{path.name} of {model_dir.name} is not a whole safetensors file: {problem}."
+            ) from problem
+    if not shapes:
+        raise ModelUnreadable(
+            f"{model_dir.name} has no weights: there is no .safetensors file in its folder."
+        )
     return shapes
 
 

@@ -1,45 +1,34 @@
 """The model being trained: frozen base weights and one LoRA adapter, switched on, off, or merged in.
 
-Loading, the two forward halves (tokens to hidden, hidden to logits), the chat template and the adapter's
-files live here; what is done with them does not. Built by the trainer and by whatever evaluates or serves a
-model.
+Loading, the two forward halves (tokens to hidden, hidden to logits), the chat template and the ways the
+adapter is in force live here; what is done with them does not. Which forward is taken (`llama.py`,
+`general.py` or `plain.py`) is decided on loading. Built by whatever trains, evaluates or serves a model.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import peft
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from worker.engine import attention
-from worker.engine.attention import Layout, PackedLayout, attending
+from worker.engine import adapter, general
+from worker.engine.attention import Layout, PackedLayout
 from worker.engine.config import TrainingConfig
 from worker.engine.decoding import DecodeLayout
-from worker.engine.errors import CheckpointRefused, UnsupportedModel
-from worker.engine.linear import AdaptedLinear, Adapter, Joined, Mode, Product, mixture_of
+from worker.engine.errors import UnsupportedModel
+from worker.engine.linear import Joined, Mode, Product, mixture_of
 from worker.engine.llama import Llama
 from worker.engine.memory import check_room
-from worker.engine.packing import Packed, Tree, pack
+from worker.engine.packing import Packed
 from worker.engine.plain import Plain, PlainRows
 from worker.engine.recompute import recompute_layers
-from worker.engine.seeds import derive, uniform
+from worker.engine.seeds import derive
 from worker.engine.tape import Tape
-
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
-# PEFT's names of an adapter's tensors, as they stand in its files.
-_PREFIX = "base_model.model."
-# The prefix-shared forward must agree with the model's own to rounding of its number type.
-_AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 
 class Policy:
@@ -55,11 +44,11 @@ class Policy:
         self.parameter_count = sum(parameter.numel() for parameter in causal.parameters())
         self._causal = causal
         self._mode = Mode()
-        self._layers = _adapt(causal, config, self._mode)
+        self._layers = adapter.adapt(causal, config, self._mode)
         self._plain = plain
         self._llama = Llama.of(causal, self._mode) if fast and plain is None else None
         self.adapter: dict[str, nn.Parameter] = {
-            f"{_PREFIX}{path}.{part}.default.weight": getattr(layer, part)
+            f"{adapter.PREFIX}{path}.{part}.default.weight": getattr(layer, part)
             for path, layer in self._layers.items()
             for part in ("lora_A", "lora_B")
         }
@@ -95,8 +84,8 @@ class Policy:
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         causal = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, use_safetensors=True)
         causal = causal.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
-        probe = _Probe(causal)
-        plain = _plain_if_needed(causal, probe)
+        probe = general.Probe(causal)
+        plain = general.plain_if_needed(causal, probe)
         policy = cls(causal, tokenizer, config, fast=fast, plain=plain)
         if policy._llama is not None:
             with policy.base():
@@ -119,7 +108,15 @@ class Policy:
     # Text in
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Return a conversation's tokens up to where the assistant's next turn begins."""
+        """Return a conversation's tokens up to where the assistant's next turn begins.
+
+        Raises: UnsupportedModel without a chat template; jinja2's TemplateError when the template refuses.
+        """
+        if self.tokenizer.chat_template is None:
+            raise UnsupportedModel(
+                f"{self.base_name} has no chat template: put a chat_template.jinja into the model's folder, "
+                "or take its instruction-tuned form."
+            )
         encoded = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
         )
@@ -137,7 +134,7 @@ class Policy:
             return self._plain.hidden(token_ids, layout)
         if self._llama is not None:
             return self._llama.hidden(token_ids, positions, layout, self.tape)
-        return _general(self._causal, token_ids, positions, layout)
+        return general.hidden(self._causal, token_ids, positions, layout)
 
     def decode_rows(self, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states of one new token in each row. Shapes: [R], [R] -> [R, H]."""
@@ -148,11 +145,11 @@ class Policy:
         if self._plain is not None and self._plain.ends_in_logits:
             return hidden.float()
         if torch.is_grad_enabled():
-            return _logits(self._causal, hidden)
+            return general.logits(self._causal, hidden)
         if self._head is None:
             output = self._causal.get_output_embeddings()
             self._head = Product(output.weight, output.bias)
-        return _scaled(self._causal, self._head(hidden))
+        return general.scaled(self._causal, self._head(hidden))
 
     def rows(self, prefill: PackedLayout, row_prompts: list[int]) -> DecodeLayout | PlainRows:
         """Return the layout of rows that go on from prompts just read."""
@@ -267,24 +264,12 @@ class Policy:
     def add_adapter(self, name: str, directory: Path) -> None:
         """Hold an adapter of this base, in PEFT's layout, ready for `mixed`.
 
-        Raises: CheckpointRefused when its tensors don't belong to this model's layers.
+        Raises: CheckpointRefused when it was trained on another base, or its tensors don't belong to this
+        model's layers.
         """
-        settings = peft.LoraConfig.from_pretrained(directory)
-        scaling = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
-        tensors = load_file(directory / _WEIGHTS)
-        found: dict[str, Adapter] = {}
-        for path, layer in self._layers.items():
-            down = tensors.pop(f"{_PREFIX}{path}.lora_A.weight", None)
-            up = tensors.pop(f"{_PREFIX}{path}.lora_B.weight", None)
-            if down is None or up is None:
-                down, up = torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1)
-            if down.shape[1] != layer.in_features or up.shape[0] != layer.out_features:
-                raise CheckpointRefused(f"the adapter in {directory.name} has other shapes than {path}")
-            found[path] = Adapter(down.to(self.device), up.to(self.device), scaling)
-        if tensors:
-            raise CheckpointRefused(f"the adapter in {directory.name} has layers this model lacks")
-        for path, adapter in found.items():
-            self._layers[path].others[name] = adapter
+        found = adapter.read(self._layers, directory, self.base_name)
+        for path, part in found.items():
+            self._layers[path].others[name] = part.to(self.device)
         self._forget_stacks()
 
     def adapter_bytes(self, name: str) -> int:
@@ -325,95 +310,16 @@ class Policy:
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter as PEFT lays it out: `adapter_config.json`, `adapter_model.safetensors`."""
-        directory.mkdir(parents=True, exist_ok=True)
-        some = next(iter(self._layers.values()))
-        peft.LoraConfig(
-            r=len(some.lora_A),
-            lora_alpha=round(some.scaling * len(some.lora_A)),
-            lora_dropout=0.0,
-            target_modules={path.rpartition(".")[2] for path in self._layers},
-            fan_in_fan_out=some.transposed,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-            base_model_name_or_path=self.base_name,
-        ).save_pretrained(directory)
-        # peft keeps the names in a set: as it writes them, no two processes would write the same file.
-        described = json.loads((directory / _CONFIG).read_text())
-        described["target_modules"].sort()
-        (directory / _CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._adapter_state().items()
-        }
-        save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
+        adapter.write(self._layers, directory, self.base_name)
 
     def load_adapter(self, directory: Path) -> None:
         """Take the adapter's weights from a folder in PEFT's layout.
 
-        Raises: CheckpointRefused when its tensors are not those of this policy's adapter.
+        Raises: CheckpointRefused when it was trained on another base model, or its tensors are not those of
+        this policy's adapter.
         """
-        tensors = load_file(directory / _WEIGHTS)
-        own = self._adapter_state()
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
-            raise CheckpointRefused(f"the adapter in {directory.name} has other layers or another rank")
-        for name, tensor in own.items():
-            tensor.data.copy_(tensors[name])
+        adapter.load(self._layers, directory, self.base_name)
         self.is_tuned = True
-
-    def _adapter_state(self) -> dict[str, nn.Parameter]:
-        return {name.replace(".default", ""): parameter for name, parameter in self.adapter.items()}
-
-
-def _adapt(causal: Any, config: TrainingConfig, mode: Mode) -> dict[str, AdaptedLinear]:
-    """Put an adapter on every linear layer but the output head; return them by their path."""
-    head = causal.get_output_embeddings()
-    found = [
-        (path, module)
-        for path, module in causal.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
-    assert config.lora_alpha is not None  # the config fills it in
-    layers = {}
-    for path, module in found:
-        layers[path] = AdaptedLinear(module, config.lora_rank, config.lora_alpha, mode)
-        causal.set_submodule(path, layers[path])
-    return layers
-
-
-def _plain_if_needed(causal: Any, probe: "_Probe") -> Plain | None:
-    """Let the model attend by our layouts; return the plain path where its numbers are not its own then."""
-    own = causal.config._attn_implementation
-    try:
-        if not causal._can_set_attn_implementation():
-            raise probe.refusal("it does not let its attention be replaced")
-        causal.set_attn_implementation(attention.NAME)
-        probe.check(lambda packed, layout: _general(causal, packed.token_ids, packed.positions, layout))
-    except Exception as problem:  # boundary: there are as many ways to differ as there are models
-        if causal.config._attn_implementation != own:
-            causal.set_attn_implementation(own)
-        return Plain.of(causal, lambda hidden: _logits(causal, hidden), str(problem))
-    return None
-
-
-def _general(causal: Any, token_ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    with attending(layout):
-        out = causal.get_decoder()(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
-    states: Tensor = out.last_hidden_state[0]
-    return states
-
-
-def _logits(causal: Any, hidden: Tensor) -> Tensor:
-    return _scaled(causal, causal.get_output_embeddings()(hidden))
-
-
-def _scaled(causal: Any, logits: Tensor) -> Tensor:
-    config = causal.config.get_text_config()
-    logits = logits.float()
-    if scale := getattr(config, "logits_scaling", None):
-        logits = logits / scale
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    return attention.capped(logits, getattr(config, "final_logit_softcapping", None))
 
 
 def _cache_bytes(shape: Any, dtype: torch.dtype) -> int:
@@ -428,43 +334,3 @@ def _stop_ids(causal: Any, tokenizer: Any) -> tuple[int, ...]:
     configured = causal.generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({token for token in (tokenizer.eos_token_id, *several) if token is not None}))
-
-
-class _Probe:
-    """A made-up text with the model's own logits, against which a forward of ours is held.
-
-    It is long enough to meet a sliding window, and laid out as one of two branches: a forward that reads the
-    row as one text would be found out.
-    """
-
-    @torch.no_grad()
-    def __init__(self, causal: Any) -> None:
-        self._causal = causal
-        config = causal.config.get_text_config()
-        self._layers: int = config.num_hidden_layers
-        window = getattr(config, "sliding_window", None) or 0
-        length = min(max(24, window + 8), 2048)
-        device = next(causal.parameters()).device
-        text, decoy = (
-            tuple(int(uniform(0, name, place) * config.vocab_size) for place in range(length))
-            for name in ("text", "decoy")
-        )
-        tokens = torch.tensor([text], device=device)
-        self._own = causal(input_ids=tokens, use_cache=False).logits[0].float()
-        self._packed = pack(text[:8], [Tree(text[8:16], (decoy[:16], text[16:])), Tree(decoy[:4])], device)
-        second = self._packed.spans[0].branch_starts[1]
-        self._places = [*range(16), *range(second, second + length - 16)]
-
-    def refusal(self, reason: str) -> UnsupportedModel:
-        return UnsupportedModel(f"{type(self._causal).__name__} is not supported: {reason}")
-
-    @torch.no_grad()
-    def check(self, read: Callable[[Packed, PackedLayout], Tensor]) -> None:
-        """Raises: UnsupportedModel when `read`, packed row to hidden states, gives other logits."""
-        layout = PackedLayout(self._packed, remember=True)
-        states = read(self._packed, layout)
-        if len(layout.keys) != self._layers:
-            raise self.refusal("not all its layers are attention layers")
-        gap = (self._own - _logits(self._causal, states[self._places])).abs().max().item()
-        if not gap <= _AGREE[states.dtype] * max(1.0, self._own.abs().max().item()):
-            raise self.refusal(f"its numbers differ by {gap:.2g} when prompts are shared")

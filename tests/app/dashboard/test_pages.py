@@ -24,6 +24,7 @@ PATHS = (
     "/graders/new",
     "/graders/new?type=multi",
     "/models",
+    "/playground",
     "/storage/files",
     "/webhooks",
     "/api-keys",

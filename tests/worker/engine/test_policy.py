@@ -148,6 +148,20 @@ def _base_logits(policy: Policy, text: tuple[int, ...]) -> torch.Tensor:
         return logits(policy, text)
 
 
+def test_an_adapter_of_another_base_is_refused_by_its_name(load: Load, tmp_path: Path) -> None:
+    policy = load()
+    policy.save_adapter(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "someone/tiny-too"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    for take in (policy.load_adapter, lambda folder: policy.add_adapter("one", folder)):
+        with pytest.raises(CheckpointRefused, match="was trained on tiny-too, and this is tiny"):
+            take(tmp_path)
+    settings["base_model_name_or_path"] = "someone/tiny"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    policy.load_adapter(tmp_path)
+
+
 def test_an_adapter_of_another_model_is_not_served(load: Load, tmp_path: Path) -> None:
     policy = load()
     policy.save_adapter(tmp_path)

@@ -92,6 +92,27 @@ def test_equal_rewards_leave_the_weights_untouched(load: Load) -> None:
         assert not report.metrics.skipped
 
 
+def test_empty_answers_are_graded_and_trained_like_any_other(load: Load) -> None:
+    policy = load()
+    # Every token ends an answer, so each is one token long and its text is empty.
+    policy.stop_ids = tuple(range(policy.vocabulary))
+    heard: list[str] = []
+
+    def by_place(rollouts: Sequence[Rollout]) -> list[float | None]:
+        heard.extend(one.text for one in rollouts)
+        return [float(one.sample_index == 0) for one in rollouts]
+
+    prompts = prompts_for(policy, *TEXTS)
+    run = Reinforcement(policy, train_prompts=prompts, valid_prompts=(), score=by_place, config=settings())
+    before = weights(policy)
+    metrics = next(run.steps()).metrics
+    assert heard == [""] * 12
+    assert metrics.completion_tokens_mean == 1
+    assert metrics.truncated_fraction == 0
+    assert metrics.graded == 12
+    assert not same(policy, before)
+
+
 def test_a_nan_grade_is_excluded_not_zero(load: Load) -> None:
     def with_holes(hole: float | None) -> Score:
         return lambda rollouts: [
