@@ -182,7 +182,7 @@ def content_of(kind: str, values: Mapping[str, str]) -> dict[str, Any]:
         if values["rate_limit"].strip():
             content["rate_limit"] = _number(values["rate_limit"])
     if kind in ("python", "string_check", "text_similarity"):
-        content |= {field.name: _plain(values[field.name]) for field in FIELDS[kind]}
+        content |= {field.name: plain(values[field.name]) for field in FIELDS[kind]}
     return content | more
 
 
@@ -224,7 +224,7 @@ def field_of(kind: str, error: AppError) -> str:
 def _messages(values: Mapping[str, str]) -> Any:
     if values["messages"].strip():
         return _json(values, "messages")
-    said = [("system", _plain(values["instructions"])), ("user", _plain(values["prompt"]))]
+    said = [("system", plain(values["instructions"])), ("user", plain(values["prompt"]))]
     return [{"role": role, "content": text} for role, text in said if text.strip()]
 
 
@@ -263,7 +263,7 @@ def _number(typed: str) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else typed
 
 
-def _plain(typed: str) -> str:
+def plain(typed: str) -> str:
     """Return a field's text with the line ends a browser changed put back."""
     return typed.replace("\r\n", "\n")
 

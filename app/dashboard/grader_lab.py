@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.core.context import Context
-from app.core.errors import AppError, InvalidRequest, NotFound, Unavailable
+from app.core.errors import AppError, InvalidRequest, NotFound, RateLimited, Unavailable
 from app.core.refusals import invalid
 from app.core.tables import GraderVersion, SavedGrader
 from app.dashboard import grader_form, grader_view
@@ -71,7 +71,7 @@ def work(context: Context, visitor: Visitor, lab: Lab, do: str) -> GraderVersion
         lab.errors[refusal.field] = refusal.message
     except (InvalidRequest, NotFound) as refused:
         lab.errors[_field_of(lab.kind, refused)] = refused.message
-    except (Unavailable, ZygoteError) as problem:
+    except (Unavailable, RateLimited, ZygoteError) as problem:
         lab.results = LabResults(problem=str(problem))
     return None
 
@@ -165,7 +165,7 @@ def _with_fresh(context: Context, visitor: Visitor, values: Mapping[str, str]) -
 def _answers(typed: str) -> list[tuple[int, str]]:
     """Return the answers of lines like `3: the text`. Raises: InvalidRequest naming the line."""
     found = []
-    for number, line in enumerate(typed.splitlines(), 1):
+    for number, line in enumerate(typed.split("\n"), 1):
         row, colon, text = line.partition(":")
         if not line.strip():
             continue
@@ -192,17 +192,16 @@ def _suit(context: Context, visitor: Visitor, lab: Lab) -> None:
     if len(plain) != 1:
         return
     key = plain[0]
-    first = grader_form.first(lab.kind)
-    if all(lab.values[name] == first[name] for name in first if name not in ("name", "inner")):
-        for name, text in first.items():
-            lab.values[name] = (
-                text.replace("item.answer", f"item.{key}").replace(
-                    'item["answer"]', f"item[{json.dumps(key)}]"
-                )
-                or lab.values[name]
-            )
+    first = {name: value for name, value in grader_form.first(lab.kind).items() if value}
+    if all(lab.values[name] == value for name, value in first.items()):
+        lab.values |= {name: _fitted(value, key) for name, value in first.items()}
     if not lab.values["right"]:
         lab.values["right"] = f"{{{{item.{key}}}}}"
+
+
+def _fitted(text: str, key: str) -> str:
+    """Return a ready text that reads `key` where it read `answer`."""
+    return text.replace("item.answer", f"item.{key}").replace('item["answer"]', f"item[{json.dumps(key)}]")
 
 
 def suit(context: Context, visitor: Visitor, lab: Lab) -> None:
@@ -214,6 +213,7 @@ def suit(context: Context, visitor: Visitor, lab: Lab) -> None:
 def first_item(
     session: Session, context: Context, visitor: Visitor, values: Mapping[str, str]
 ) -> Mapping[str, Any] | None:
+    """Return the first row of what was chosen, None where nothing was. Raises: InvalidRequest, NotFound."""
     if not (values["file"] or values["job"]):
         return None
     file_id = values["file"] or None

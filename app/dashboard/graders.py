@@ -100,7 +100,7 @@ def delete_grader(grader_id: str, visitor: SignedIn, _form: Form, session: Writi
 
 def _work(context: Context, visitor: Visitor, lab: Lab, form: Form) -> Response:
     for key in (*grader_form.KEYS, *grader_lab.TRY_KEYS):
-        lab.values[key] = text(form, key)
+        lab.values[key] = grader_form.plain(text(form, key))
     saved = grader_lab.work(context, visitor, lab, text(form, "do") or "validate")
     if saved is not None:
         asked: dict[str, str | int] = {"v": saved.version}

@@ -65,7 +65,7 @@ def take_lab(login: str, folder: Path) -> None:
         page.emulate_media(color_scheme="light")
         page.goto(f"{address}/storage/files")
         page.locator("#file").set_input_files(ROWS)
-        page.get_by_role("button", name="Upload").click()
+        page.get_by_role("button", name="Upload", exact=True).click()
         page.get_by_role("link", name="Try a grader").click()
         page.get_by_label("Name").fill("order numbers")
         page.get_by_role("textbox", name="Source").fill(SOURCE)

@@ -1,5 +1,6 @@
 """The library and the lab through HTTP, as a browser without scripts uses them."""
 
+import html
 import json
 import re
 from typing import Any
@@ -58,6 +59,10 @@ def test_a_chosen_file_gives_the_keys_and_the_right_answer(
     rows = re.findall(r'data-testid="variable-row"><th scope="row"><code>([^<]+)', answer.text)
     assert rows == ["item.order_number", "sample.output_text"]
     assert 'value="{{item.order_number}}"' in answer.text
+    untouched = browser.get("/graders/new").text.split('<textarea id="source"')[1]
+    source = html.unescape(untouched.split(">", 1)[1].split("</textarea>")[0].lstrip("\n"))
+    sent = form(csrf, "rows", file=seeded.training_file, source=source.replace("\n", "\r\n"))
+    assert "item[&#34;order_number&#34;]" in browser.post("/graders/new", data=sent).text
     opened = browser.get(f"/graders/new?type=python&file={seeded.training_file}").text
     assert "item[&#34;order_number&#34;]" in opened
 
