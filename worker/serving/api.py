@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI, Request
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,9 +25,8 @@ from app.core.context import Context
 from app.core.errors import AppError, InvalidRequest, RateLimited, Unauthenticated, Unavailable
 from app.core.ids import new_id
 from worker.serving.choices import Piece, whole
-from worker.serving.house import House
+from worker.serving.house import Base, House
 from worker.serving.places import Place, find
-from worker.serving.preparing import Preparing
 from worker.serving.request import ChatRequest
 from worker.serving.ticket import Event, Ticket, Usage
 
@@ -45,23 +43,20 @@ class Desk:
     def __init__(self, context: Context, house: House) -> None:
         self._context = context
         self._house = house
-        self._preparing: WeakKeyDictionary[Any, Preparing] = WeakKeyDictionary()
 
-    async def ready(self, model_id: Any) -> tuple[Place, Preparing]:
+    async def ready(self, model_id: Any) -> tuple[Place, Base]:
         """Return a model with its base in memory. Raises: AppError."""
         if not isinstance(model_id, str):
             raise refusals.missing("model")
         place = await run_in_threadpool(find, self._context, model_id)
         # Shielded: a client that goes away must not take the model from those who wait for it too.
-        base = await asyncio.shield(asyncio.wrap_future(self._house.base(place.base, place.directory)))
-        if base.policy not in self._preparing:
-            self._preparing[base.policy] = Preparing(base)
-        return place, self._preparing[base.policy]
+        loading = asyncio.wrap_future(self._house.base(place.base, place.directory))
+        return place, await asyncio.shield(loading)
 
     async def answer(self, request: Request) -> Response:
         """Answer one chat completion."""
         wanted = ChatRequest.read(await _body(request))
-        place, preparing = await self.ready(wanted.model)
+        place, base = await self.ready(wanted.model)
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -69,8 +64,8 @@ class Desk:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         source = f"{request.headers.get('openai-project', '')} {wanted.model}"
-        ticket = await run_in_threadpool(preparing.ticket, wanted, place, source=source, emit=emit)
-        self._house.submit(preparing.base, ticket)
+        ticket = await run_in_threadpool(base.preparing.ticket, wanted, place, source=source, emit=emit)
+        self._house.submit(base, ticket)
         watch = asyncio.create_task(_watch(request, ticket, events))
         head = {"id": new_id("completion"), "created": int(time.time()), "model": wanted.model}
         try:

@@ -23,7 +23,7 @@ from worker.engine.config import TrainingConfig
 from worker.engine.errors import EngineError, UnsupportedModel
 from worker.engine.policy import Policy
 from worker.serving.batch import Batch
-from worker.serving.template import Template
+from worker.serving.preparing import Preparing
 from worker.serving.ticket import Ticket
 
 logger = logging.getLogger("worker.serving")
@@ -44,7 +44,7 @@ class Base:
 
     name: str
     policy: Policy
-    template: Template
+    preparing: Preparing
     batch: Batch
     weights: int
     opened: ExitStack
@@ -284,7 +284,7 @@ class House(threading.Thread):
             opened = ExitStack()
             opened.enter_context(policy.serving())
             batch = Batch(policy, most_rows=self._limits.rows)
-            base = Base(name, policy, Template(policy), batch, policy.weight_bytes, opened)
+            base = Base(name, policy, Preparing(policy), batch, policy.weight_bytes, opened)
             self._ask(lambda: self._open(base)).result()
             logger.info("model %s loaded, %.0f MB", name, base.weights / 1e6)
         except (OSError, EngineError, ValueError, MemoryError) as problem:

@@ -11,10 +11,11 @@ from typing import Any
 from app.core import refusals
 from app.core.errors import InvalidRequest
 from worker.engine.grammar import Grammar, words_of
-from worker.serving.house import Base
+from worker.engine.policy import Policy
 from worker.serving.places import Place
 from worker.serving.request import ChatRequest
 from worker.serving.spelling import Spelling
+from worker.serving.template import Template
 from worker.serving.ticket import Event, Ticket, choices_of
 
 _GRAMMARS_KEPT = 64
@@ -23,18 +24,19 @@ _GRAMMARS_KEPT = 64
 class Preparing:
     """What is worth keeping of one base model between requests: its vocabulary and compiled grammars."""
 
-    def __init__(self, base: Base) -> None:
-        self.base = base
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._template = Template(policy)
         self._words: Any = None
         self._grammars: OrderedDict[str, Grammar] = OrderedDict()
-        self._spelling = Spelling(base.policy.tokenizer)
+        self._spelling = Spelling(policy.tokenizer)
 
     def ticket(
         self, request: ChatRequest, place: Place, *, source: str, emit: Callable[[Event], None]
     ) -> Ticket:
         """Return what is to be computed for a request. Raises: InvalidRequest."""
-        policy = self.base.policy
-        asked = self.base.template.encode(request)
+        policy = self._policy
+        asked = self._template.encode(request)
         for token in request.shaping.logit_bias if request.shaping is not None else ():
             if token >= policy.vocabulary:
                 raise refusals.invalid(
@@ -65,7 +67,7 @@ class Preparing:
         key = json.dumps(schema)
         if key not in self._grammars:
             if self._words is None:
-                self._words = words_of(self.base.policy.tokenizer, self.base.policy.vocabulary)
+                self._words = words_of(self._policy.tokenizer, self._policy.vocabulary)
             try:
                 self._grammars[key] = Grammar.from_json_schema(schema, self._words)
             except ValueError as problem:

@@ -82,11 +82,11 @@ def add_model(context: Context, name: str, base: str, uri: str | None) -> None:
 @pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The process, loaded with nothing yet."""
-    with serving(tmp_path_factory.mktemp("serving")) as found:
+    with Serving(tmp_path_factory.mktemp("serving")) as found:
         yield found
 
 
-class serving:
+class Serving:
     """Runs an inference process for a `with` block."""
 
     def __init__(self, folder: Path, **limits: Any) -> None:

@@ -1,16 +1,19 @@
 """Models come and go, memory is bounded, the queue too, and a client that leaves frees its row."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.worker.serving.conftest import TUNED, Served, add_model, serving
+from tests.worker.serving.conftest import TUNED, Served, Serving, add_model
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -61,8 +64,30 @@ def test_models_are_loaded_when_asked_for_and_let_go(served: Served) -> None:
     served.chat(model=TUNED[0], max_tokens=2)
 
 
-def test_a_client_that_goes_away_frees_its_row(served: Served) -> None:
+def test_what_was_unloaded_gives_its_memory_back(tmp_path: Path) -> None:
+    with Serving(tmp_path) as served:
+        served.chat(max_tokens=2, response_format={"type": "json_object"})
+        (base,) = served.house._bases.values()
+        policy = weakref.ref(base.policy)
+        del base
+        served.post("/v1/models/unload", {"model": "tiny"})
+
+        def is_gone() -> bool:
+            gc.collect()
+            return policy() is None
+
+        until(is_gone)
+
+
+def test_a_client_that_goes_away_frees_its_row(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.chat(max_tokens=2)
+    turn = served.house._turn
+
+    def slow_turn(base: Any) -> bool:
+        time.sleep(0.01)  # four thousand tokens take their time then, on any machine
+        return turn(base)
+
+    monkeypatch.setattr(served.house, "_turn", slow_turn)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logit_bias": {"0": -100}}
     with served.client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
@@ -80,14 +105,14 @@ def test_a_client_that_goes_away_frees_its_row(served: Served) -> None:
 
 
 def test_what_nobody_uses_is_unloaded_and_loaded_again(tmp_path: Path) -> None:
-    with serving(tmp_path, idle_seconds=0.5) as served:
+    with Serving(tmp_path, idle_seconds=0.5) as served:
         before = served.text(model=TUNED[0], seed=1, max_tokens=10)
         until(lambda: not loaded(served))
         assert served.text(model=TUNED[0], seed=1, max_tokens=10) == before
 
 
 def test_beyond_the_queue_is_a_429_and_within_it_everyone_is_answered(tmp_path: Path) -> None:
-    with serving(tmp_path, waiting=4, rows=1) as served:
+    with Serving(tmp_path, waiting=4, rows=1) as served:
         served.chat(max_tokens=1)
         answers = ask(served, 12, max_tokens=40, logit_bias={"0": -100})
         codes = [answer.status_code for answer in answers]
@@ -100,7 +125,7 @@ def test_beyond_the_queue_is_a_429_and_within_it_everyone_is_answered(tmp_path: 
 
 
 def test_short_memory_makes_rows_wait_and_changes_no_answer(tmp_path: Path) -> None:
-    with serving(tmp_path) as served:
+    with Serving(tmp_path) as served:
         body = {"n": 6, "seed": 8, "max_tokens": 150, "logit_bias": {"0": -100}}
         roomy = [choice["message"]["content"] for choice in served.chat("a " * 60, **body)["choices"]]
         (base,) = served.house._bases.values()
@@ -123,7 +148,7 @@ def test_short_memory_makes_rows_wait_and_changes_no_answer(tmp_path: Path) -> N
 
 
 def test_a_model_too_large_for_the_memory_is_a_503_that_names_the_setting(tmp_path: Path) -> None:
-    with serving(tmp_path, memory=1000) as served:
+    with Serving(tmp_path, memory=1000) as served:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
         answer = served.post("/v1/chat/completions", body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_too_large")
@@ -131,7 +156,7 @@ def test_a_model_too_large_for_the_memory_is_a_503_that_names_the_setting(tmp_pa
 
 
 def test_one_model_makes_room_for_another(tmp_path: Path) -> None:
-    with serving(tmp_path) as served:
+    with Serving(tmp_path) as served:
         served.chat(max_tokens=1)
         (base,) = served.house._bases.values()
         served.house._limits = type(served.house._limits)(int(base.weights * 1.5), 64, 8, 600.0)
