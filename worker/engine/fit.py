@@ -30,10 +30,12 @@ class Fit:
     """What was chosen so that a run fits.
 
     `recompute`: layers keep their input alone for the backward pass, and compute the rest again there.
+    `tape`: what sampling computed is kept for training.
     """
 
     micro_batch_tokens: int
     recompute: bool = False
+    tape: bool = True
 
     @classmethod
     def of(cls, policy: Policy, config: TrainingConfig, prompts: Sequence[Prompt]) -> Self:
@@ -46,10 +48,12 @@ class Fit:
         room = available(policy.device) - _reserved(policy, config, prompts)
         layers = max(1, policy.layer_count)
         again = kept / layers + layers * policy.width * policy.dtype.itemsize
-        for recompute, bytes_a_token in ((False, kept), (True, again)):
-            tokens = int(room / (_SLACK * bytes_a_token))
+        whole, little = room / (_SLACK * kept), room / (_SLACK * again)
+        # Beside a tape a layer at a time is computed; a tape that grows too long is dropped for the whole.
+        taped = min(whole, (room - (config.tape_mib << 20)) / (_SLACK * again))
+        for tokens, recompute, tape in ((taped, False, True), (whole, False, False), (little, True, False)):
             if tokens >= longest:
-                return cls(min(config.micro_batch_tokens, tokens), recompute)
+                return cls(min(config.micro_batch_tokens, int(tokens)), recompute, tape)
         raise OutOfMemory(
             f"Training one answer of {longest} tokens with its prompt takes about "
             f"{readable(_SLACK * again * longest)} beside the model, and {readable(max(0, room))} are free: "

@@ -78,6 +78,7 @@ class Reinforcement:
         self._grammar = grammar
         self._parallel = parallel or Alone()
         self._tape = Tape(0)
+        self.keeps_tape = True
         self._fresh = resume is None and base_line
         if resume is not None:
             state.load(self, resume)
@@ -89,6 +90,9 @@ class Reinforcement:
         fit = Fit.of(self.policy, self.config, [*self.train_prompts, *self._valid_prompts])
         # Processes that share a run choose alike: the checkpoint of one must do for all.
         self.micro_batch_tokens = min(self._parallel.all([fit.micro_batch_tokens]))
+        self.keeps_tape = all(self._parallel.all([fit.tape]))
+        if not self.keeps_tape:
+            self.notes.append("memory is short: what sampling computed is computed again to train")
         if any(self._parallel.all([fit.recompute])):
             self.policy.recompute()
             self.notes.append(
@@ -160,7 +164,7 @@ class Reinforcement:
             temperature=config.temperature,
             seed=config.seed,
         )
-        self._tape = Tape(config.tape_mib << 20)
+        self._tape = Tape(config.tape_mib << 20 if self.keeps_tape else 0)
         with self.policy.merged(), self.policy.recording(self._tape):
             waves = sample(self.policy, prompts, sampling, self._grammar, self._on_answer)
             return [rollout for wave in waves for rollout in wave]

@@ -65,6 +65,9 @@ def sample(
                     "Answering one prompt at a time does not fit into memory: use a smaller model, fewer "
                     "samples_per_prompt, shorter prompts, or a lower max_completion_tokens."
                 ) from error
+            if policy.tape is not None:
+                # It has some layers' part of the forward that failed, and takes memory that is wanted now.
+                policy.tape.give_up()
             policy.wave_tokens = max(1, policy.wave_tokens // 2)
             continue
         done += wave.stop

@@ -47,6 +47,7 @@ def save(run: "Reinforcement", directory: Path) -> str:
             "micro_batch_tokens": run.micro_batch_tokens,
             "wave_tokens": run.policy.wave_tokens,
             "recompute": run.policy.recomputes,
+            "tape": run.keeps_tape,
         },
         "guard": asdict(run.optimizer.state),
         "notes": run.notes,
@@ -76,6 +77,7 @@ def load(run: "Reinforcement", directory: Path) -> None:
     batches = manifest["batches"]
     run.micro_batch_tokens = batches["micro_batch_tokens"]
     run.policy.wave_tokens = batches["wave_tokens"]
+    run.keeps_tape = batches["tape"]
     if batches["recompute"]:
         run.policy.recompute()
     run.notes = list(manifest["notes"])

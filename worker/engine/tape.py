@@ -75,9 +75,14 @@ class Tape:
     def _spend(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            self.spilled = True
-            self._parts.clear()
-            self._spreads.clear()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Let go of everything and record no more: training computes again."""
+        self._left = -1
+        self.spilled = True
+        self._parts.clear()
+        self._spreads.clear()
 
     # While training
 

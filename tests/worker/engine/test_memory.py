@@ -2,7 +2,9 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.worker.engine.conftest import Load, settings
 from tests.worker.engine.test_reinforcement import same, start, weights
 from tests.worker.engine.test_update import CONFIG, WHOLE, graded_groups, gradient_of
 from worker.engine import fit, memory
+from worker.engine.attention import PackedLayout
 from worker.engine.errors import ModelTooLarge, OutOfMemory
 from worker.engine.fit import Fit, kept_bytes
 from worker.engine.policy import Policy
@@ -90,10 +93,11 @@ def test_the_choice_follows_the_memory_that_is_free(
     load: Load, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     policy = load(fast=fast)
-    room(policy, monkeypatch, 10_000)
+    room(policy, monkeypatch, 1_000_000)
     assert Fit.of(policy, settings(), prompts()) == Fit(2048)
     room(policy, monkeypatch, 100.5)
-    assert Fit.of(policy, settings(), prompts()) == Fit(100)
+    assert Fit.of(policy, replace(settings(), tape_mib=0), prompts()) == Fit(100)
+    assert Fit.of(policy, settings(), prompts()) == Fit(100, tape=False)
     # 20 tokens of prompt and 5 of answer no longer fit whole.
     room(policy, monkeypatch, 24.5)
     chosen = Fit.of(policy, settings(), prompts())
@@ -134,11 +138,11 @@ def test_a_tight_run_says_so_and_resumes_with_what_it_chose(
     def begin(resume: Path | None = None) -> Reinforcement:
         return start(load, resume=resume)
 
-    tight = Fit(40, recompute=True)
+    tight = Fit(40, recompute=True, tape=False)
     with monkeypatch.context() as short:
         short.setattr(Fit, "of", classmethod(lambda *_: tight))
         whole, first = begin(), begin()
-    assert [note.partition(":")[0] for note in whole.notes] == ["memory is short"] * 2
+    assert [note.partition(":")[0] for note in whole.notes] == ["memory is short"] * 3
     list(whole.steps())
     next(first.steps())
     first.save_checkpoint(tmp_path / "one")
@@ -147,6 +151,7 @@ def test_a_tight_run_says_so_and_resumes_with_what_it_chose(
         "micro_batch_tokens": 40,
         "wave_tokens": first.policy.wave_tokens,
         "recompute": True,
+        "tape": False,
     }
     # There is memory enough by now; the choice stays all the same, and with it every bit.
     second = begin(tmp_path / "one")
@@ -156,29 +161,31 @@ def test_a_tight_run_says_so_and_resumes_with_what_it_chose(
     assert same(second.policy, weights(whole.policy))
 
 
-def test_running_out_while_sampling_halves_the_waves_and_goes_on(load: Load, tmp_path: Path) -> None:
-    def limited(resume: Path | None = None) -> Reinforcement:
-        run = start(load, resume=resume)
-        read = run.policy.hidden
+def test_running_out_while_sampling_halves_the_waves_and_goes_on(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plenty = start(load)
+    expected = [report.rollouts for report in plenty.steps()]
+    attend = PackedLayout.attend
 
-        def check(token_ids: torch.Tensor, positions: torch.Tensor, layout: object) -> torch.Tensor:
-            if not torch.is_grad_enabled() and hasattr(layout, "packed") and len(layout.packed.spans) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return read(token_ids, positions, layout)  # type: ignore[arg-type]
+    def limited(self: PackedLayout, layer: int, *rest: Any) -> torch.Tensor:
+        # In the second layer: what the first recorded of this forward must not be taken for whole.
+        if not torch.is_grad_enabled() and layer == 1 and len(self.packed.spans) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return attend(self, layer, *rest)
 
-        run.policy.hidden = check  # type: ignore[method-assign]
-        return run
-
-    whole, first = limited(), limited()
-    expected = [report.rollouts for report in start(load).steps()]
+    monkeypatch.setattr(PackedLayout, "attend", limited)
+    whole, first = start(load), start(load)
     found = [report.rollouts for report in whole.steps()]
     texts = [[[one.rollout.token_ids for one in step] for step in run] for run in (found, expected)]
     assert texts[0] == texts[1]
+    for name, tensor in weights(plenty.policy).items():
+        torch.testing.assert_close(whole.policy.adapter[name].detach(), tensor, atol=1e-5, rtol=1e-4)
     assert len(whole.notes) == 1
     assert "step 1: out of memory; sampling in waves of" in whole.notes[0]
     next(first.steps())
     first.save_checkpoint(tmp_path / "one")
-    second = limited(tmp_path / "one")
+    second = start(load, resume=tmp_path / "one")
     assert second.policy.wave_tokens == whole.policy.wave_tokens
     list(second.steps())
     assert same(second.policy, weights(whole.policy))
