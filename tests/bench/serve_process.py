@@ -22,6 +22,7 @@ from app.core.settings import Settings
 from app.core.tables import Model
 from app.services import heartbeats, models
 from worker import models as base_models
+from worker.engine import machine
 
 MODEL = base_models.DEFAULT_MODEL
 ADAPTERS = tuple(f"ft:{MODEL}:personal::adapter{n}" for n in range(8))
@@ -171,6 +172,9 @@ def work() -> None:
 
 
 if __name__ == "__main__":
+    # As the trainer does, before torch is loaded.
+    machine.wait_briefly()
+    machine.keep_memory()
     if sys.argv[1] == "adapters":
         write_adapters(Path(sys.argv[2]))
     else:
