@@ -9,6 +9,7 @@ Speeds are printed only.
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -236,6 +237,8 @@ def main() -> int:
     parts = ("exact", "speed", "adapters", "sharing")
     parser.add_argument("--only", choices=parts, help="one part alone")
     only = parser.parse_args().only
+    # An end from outside ends the processes too.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     failed = 0
     with (
         tempfile.TemporaryDirectory(prefix="tunesmith-serve-") as folder,
