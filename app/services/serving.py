@@ -6,7 +6,6 @@ dashboard.
 
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -45,7 +44,7 @@ def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
             )
     except Unavailable as problem:
         return Serving("stopped" if problem.code == "model_stopped" else "down", problem.message)
-    if served.socket is not None and not _listens(served.socket):
+    if not _is_up(served):
         return Serving("down", _DOWN)
     if not served.is_ours:
         return Serving("elsewhere", f"Answered by the engine {served.engine.name} of providers.toml.")
@@ -69,7 +68,7 @@ def warm(context: Context, *, project_id: str, model_id: str) -> None:
                 project_id=project_id,
                 name=model_id,
             )
-        if served.socket is not None and _listens(served.socket):
+        if served.is_ours and _is_up(served):
             _post(served, "models/load", model_id)
     except (Unavailable, httpx.HTTPError, ProvidersError):
         return
@@ -88,28 +87,38 @@ def cool(context: Context, *, project_id: str, model_id: str) -> None:
         except Unavailable:
             return
     try:
-        if served.socket is not None and _listens(served.socket):
+        if served.is_ours and _is_up(served):
             _post(served, "models/unload", model_id)
     except (httpx.HTTPError, ProvidersError):
         return
 
 
-def _listens(path: Path) -> bool:
-    """Say whether somebody listens at a socket, before a client that would leave its own end open asks."""
+def _is_up(served: Served) -> bool:
+    """Say whether somebody listens at its socket, before a client that would leave its own end open asks."""
+    if served.socket is None:
+        return True
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(HEALTH_SECONDS)
-        return probe.connect_ex(str(path)) == 0
+        return probe.connect_ex(str(served.socket)) == 0
 
 
 def _health(served: Served) -> dict[str, Any]:
     with served.blocking_client() as client:
-        answer = client.get("http://inference/health", headers=served.headers(), timeout=HEALTH_SECONDS)
+        answer = client.get(f"{_root(served)}/health", headers=served.headers(), timeout=HEALTH_SECONDS)
         answer.raise_for_status()
         told: dict[str, Any] = answer.json()
         return told
 
 
+def _root(served: Served) -> str:
+    return served.engine.base_url.rstrip("/").removesuffix("/v1")
+
+
 def _post(served: Served, path: str, model_id: str) -> None:
     with served.blocking_client() as client:
-        address = f"{served.engine.base_url.rstrip('/')}/{path}"
-        client.post(address, json={"model": model_id}, headers=served.headers(), timeout=LOAD_SECONDS)
+        client.post(
+            f"{_root(served)}/v1/{path}",
+            json={"model": model_id},
+            headers=served.headers(),
+            timeout=LOAD_SECONDS,
+        )

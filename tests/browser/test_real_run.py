@@ -47,7 +47,21 @@ def test_a_run_created_in_the_browser_is_trained_while_its_page_follows(
         expect(page.get_by_test_id("rollout-prompt")).to_have_count(4)
         expect(page.get_by_test_id("rollout-sample")).to_have_count(2)
         watched.check("Rollouts")
+        ask_both(watched)
         take_the_adapter(watched, service)
+
+
+def ask_both(watched: Watched) -> None:
+    """Ask base and tuned model the job's own question, graded by its grader, in the inference process."""
+    page = watched.page
+    page.goto(page.url.split("/rollouts")[0])
+    page.get_by_role("link", name="Open in Playground").click()
+    page.locator("#max_completion_tokens").fill("8")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_test_id("sample")).to_have_count(2, timeout=TRAINING_MILLISECONDS)
+    expect(page.get_by_test_id("grader-score")).to_have_count(2)
+    expect(page.get_by_test_id("column-reading").first).to_contain_text("written")
+    watched.check("Playground")
 
 
 def take_the_adapter(watched: Watched, service: Service) -> None:
@@ -57,7 +71,7 @@ def take_the_adapter(watched: Watched, service: Service) -> None:
     page.locator('a[href^="/models/ft%3Atiny%3A"]').filter(has_not_text="ckpt").click()
     page.get_by_role("button", name="Build LoRA adapter").click()
     adapter = page.locator('[data-form="adapter"]')
-    expect(adapter).to_contain_text("greedy texts equal", timeout=TRAINING_MILLISECONDS)
+    expect(adapter).to_contain_text("greedy texts equal", timeout=2 * TRAINING_MILLISECONDS)
     with page.expect_download() as download:
         adapter.get_by_role("link", name="Download").click()
     archive = Path(download.value.path())
