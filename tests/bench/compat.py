@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
-from openai import OpenAI
+from openai import OpenAI, Stream
 from openai._resource import SyncAPIResource
+from openai.lib.streaming.chat import ChatCompletionStreamManager
+from openai.lib.streaming.responses import ResponseStreamManager
 from pydantic import BaseModel, ValidationError
 
 from tests.clients.stage import Stage, standing
@@ -27,7 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "openai-compatibility.md"
 HEAD = Path(__file__).with_name("compat_head.md")
 # The resources this service has; every other resource of the client is listed as missing.
-SERVED = ("files", "uploads", "fine_tuning", "models", "webhooks")
+SERVED = ("files", "uploads", "fine_tuning", "models", "chat", "responses", "webhooks")
+# Methods of theirs that are not offered, and why: they stand on the page and count as not there.
+DECLINED = {
+    "responses.cancel": "nothing runs in the background",
+    "responses.compact": "a conversation is never shortened on its own",
+    "responses.connect": "there are no WebSockets",
+}
 GRADER = {
     "type": "string_check",
     "name": "says a",
@@ -35,8 +43,20 @@ GRADER = {
     "reference": "a",
     "operation": "like",
 }
-# Where OpenAI itself answers other than its client declares: null for a reinforcement job, and two statuses.
-AS_OPENAI_ANSWERS = (("hyperparameters", None), ("status", "pausing"), ("status", "paused"))
+# Where OpenAI itself answers other than its client declares: null for a reinforcement job, two statuses, and
+# stored messages, which are declared as a model's own.
+AS_OPENAI_ANSWERS = (
+    ("hyperparameters", None),
+    ("status", "pausing"),
+    ("status", "paused"),
+    ("role", "user"),
+)
+
+
+class Said(BaseModel):
+    """A form that ends by itself: the client refuses to parse what was cut off."""
+
+    answer: Literal["a", "b"]
 
 
 class _Nothing:
@@ -58,6 +78,12 @@ class Tried:
 
     route: str = "in the client"
     problem: str | None = None
+    declined: str | None = None
+
+    @property
+    def works(self) -> bool:
+        """True when the method does what it is for."""
+        return self.problem is None and self.declined is None
 
 
 @dataclass
@@ -78,6 +104,15 @@ class Trial:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                 answer = reduce(getattr, name.split("."), self.client)(*on, **given)
             tried.problem = shape_problem(answer)
+            if isinstance(answer, ChatCompletionStreamManager | ResponseStreamManager):
+                with answer as stream:
+                    events = list(stream)
+                if isinstance(answer, ChatCompletionStreamManager):
+                    # The others are the client's own: what it has made of the chunks so far.
+                    events = [event.chunk for event in events if event.type == "chunk"]
+                tried.problem = next(filter(None, map(shape_problem, events)), None)
+            elif isinstance(answer, Stream):
+                tried.problem = next(filter(None, map(shape_problem, answer)), None)
         except openai.OpenAIError as error:
             tried.problem = f"{type(error).__name__}: {error}"
         tried.route = self.request or tried.route
@@ -88,7 +123,9 @@ class Trial:
 
     def note(self, request: Any) -> None:
         """Keep the route of a request as it leaves."""
-        path = re.sub(r"(?<=/)(ft:|file-|ftjob-|upload_|cp_|we_|tiny)[^/]*", "{id}", request.url.path)
+        path = re.sub(
+            r"(?<=/)(ft:|file-|ftjob-|upload_|cp_|we_|chatcmpl-|resp_|tiny)[^/]*", "{id}", request.url.path
+        )
         self.request = f"{request.method} {path}"
 
 
@@ -99,7 +136,12 @@ def shape_problem(answer: Any) -> str | None:
     try:
         type(answer).model_validate(answer.to_dict(warnings=False))
     except ValidationError as error:
-        wrong = [one for one in error.errors() if (one["loc"][-1], one["input"]) not in AS_OPENAI_ANSWERS]
+        # `parsed` is the client's own, of a type that the answer's type does not know.
+        wrong = [
+            one
+            for one in error.errors()
+            if one["loc"][-1] != "parsed" and (one["loc"][-1], one["input"]) not in AS_OPENAI_ANSWERS
+        ]
         if wrong:
             return f"{'.'.join(map(str, wrong[0]['loc']))}: {wrong[0]['msg']}"
     return None
@@ -131,6 +173,8 @@ def measure(stage: Stage) -> dict[str, Tried]:
         _try_jobs(trial, file_id, stage)
         _try_webhooks(trial, stage)
         public = [name for one in SERVED for name in methods(getattr(client, one), f"{one}.")]
+    for name, why in DECLINED.items():
+        trial.found[name] = Tried("", declined=why)
     return {name: trial.found.get(name, Tried("", "not tried")) for name in sorted(public)}
 
 
@@ -193,7 +237,36 @@ def _try_models(trial: Trial, model: str, checkpoint: str, stage: Stage) -> None
     trial.call(f"{permissions}.delete", shared.data[0].id, fine_tuned_model_checkpoint=checkpoint)
     trial.call("models.list")
     trial.call("models.retrieve", model)
+    _try_chat(trial, model)
+    _try_responses(trial, model)
     trial.call("models.delete", model)
+
+
+def _try_chat(trial: Trial, model: str) -> None:
+    asked: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "2+2?"}]}
+    asked["max_completion_tokens"] = 64
+    form: dict[str, Any] = {"response_format": Said}
+    trial.call("chat.completions.create", **asked, stream=True)
+    made = trial.call("chat.completions.create", **asked, store=True, logprobs=True, top_logprobs=1)
+    trial.call("chat.completions.parse", **asked, **form)
+    trial.call("chat.completions.stream", **asked, **form)
+    trial.call("chat.completions.list", limit=2)
+    trial.call("chat.completions.retrieve", made.id)
+    trial.call("chat.completions.messages.list", made.id)
+    trial.call("chat.completions.update", made.id, metadata={"a": "b"})
+    trial.call("chat.completions.delete", made.id)
+
+
+def _try_responses(trial: Trial, model: str) -> None:
+    asked: dict[str, Any] = {"model": model, "input": "2+2?", "max_output_tokens": 16}
+    trial.call("responses.create", **asked, stream=True)
+    made = trial.call("responses.create", **asked)
+    trial.call("responses.parse", **asked)
+    trial.call("responses.stream", **asked)
+    trial.call("responses.retrieve", made.id)
+    trial.call("responses.input_items.list", made.id)
+    trial.call("responses.input_tokens.count", model=model, input="2+2?")
+    trial.call("responses.delete", made.id)
 
 
 def _try_webhooks(trial: Trial, stage: Stage) -> None:
@@ -214,7 +287,7 @@ def _try_webhooks(trial: Trial, stage: Stage) -> None:
 
 
 def _until(client: OpenAI, job_id: str, status: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (job := client.fine_tuning.jobs.retrieve(job_id)).status != status:
         assert time.monotonic() < deadline, f"the job stands at {job.status}, not {status}"
         assert job.status != "failed", job.error
@@ -223,18 +296,21 @@ def _until(client: OpenAI, job_id: str, status: str) -> None:
 
 def score(found: dict[str, Tried]) -> str:
     """Return the line that is printed."""
-    return f"COMPAT {sum(one.problem is None for one in found.values())}/{len(found)}"
+    return f"COMPAT {sum(one.works for one in found.values())}/{len(found)}"
 
 
 def page(found: dict[str, Tried]) -> str:
     """Return the compatibility page."""
-    rows = [
-        f"| `{name}` | {one.route} | {'works' if one.problem is None else f'missing: {one.problem}'} |"
-        for name, one in found.items()
-    ]
+    rows = [f"| `{name}` | {one.route} | {_verdict(one)} |" for name, one in found.items()]
     return HEAD.read_text(encoding="utf-8").format(
         version=openai.__version__, score=score(found), rows="\n".join(rows), missing=_missing()
     )
+
+
+def _verdict(one: Tried) -> str:
+    if one.declined is not None:
+        return f"not offered: {one.declined}"
+    return "works" if one.problem is None else f"missing: {one.problem}"
 
 
 def _missing() -> str:

@@ -122,7 +122,9 @@ async def _async_step(client: AsyncOpenAI, step: dict[str, Any], scenario: Scena
     while True:
         answer = _call(client, step, scenario)
         if step.get("each"):
-            value = [_object(one) async for one in answer]
+            # A list is gone through as it is, a stream is waited for first.
+            items = await answer if inspect.iscoroutine(answer) else answer
+            value = [_object(one) async for one in items]
         else:
             value = _plain(await answer if inspect.isawaitable(answer) else answer, step)
         if _is_enough(step, value, deadline):
@@ -141,8 +143,8 @@ def _plain(answer: Any, step: dict[str, Any]) -> Any:
 
 
 def _object(answer: Any) -> Any:
-    # Quiet: the client's own type of a multi grader is another grader's.
-    return answer.to_dict(warnings=False)
+    # Quiet: the client's own type of a multi grader is another grader's. Deleting a response gives nothing.
+    return None if answer is None else answer.to_dict(warnings=False)
 
 
 def _fields(error: openai.OpenAIError) -> dict[str, Any]:

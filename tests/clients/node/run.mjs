@@ -57,7 +57,8 @@ async function call(step) {
   const answer = resource[method](...given);
   if (step.each) {
     const items = [];
-    for await (const item of answer) items.push(item);
+    // A stream is waited for first; a list that was waited for is its first page, which goes on by itself.
+    for await (const item of await answer) items.push(item);
     return items;
   }
   const value = await answer;
