@@ -30,7 +30,7 @@ def needed(method: str, path: str) -> Scope | None:
     """Return the scope a request needs, or None when any key will do."""
     steps = path.rstrip("/").split("/")
     # A key that may ask a model need not be one that may carry it away. Any name can stand between.
-    if steps[1] == "models" and steps[-1] == "export":
+    if steps[1:2] == ["models"] and steps[-1] == "export":
         return ADMIN
     for length in range(len(steps), 1, -1):
         found = _NEEDED.get("/".join(steps[:length]))
