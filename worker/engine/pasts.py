@@ -67,6 +67,21 @@ class Past:
         return self._masks[length, new, window]
 
 
+class Pasts:
+    """Several texts read on in one forward, one behind the other. `lengths`: new tokens of each."""
+
+    def __init__(self, pasts: Sequence[Past], lengths: Sequence[int]) -> None:
+        self._pasts = pasts
+        self._lengths = list(lengths)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Read each on by itself."""
+        parts = zip(
+            self._pasts, *(torch.split(one, self._lengths, dim=1) for one in (query, key, value)), strict=True
+        )
+        return torch.cat([past.attend(layer, *own, rule) for past, *own in parts])
+
+
 @dataclass(slots=True)
 class _Shelf:
     """Rows of about one length. Shapes: keys and values [seats, Hkv, room, D], one a layer."""

@@ -1,6 +1,6 @@
 """The requests of one base model: read, answered together, and told piece by piece.
 
-A turn is one piece of a waiting prompt and one token for every row. Memory for keys and values is bounded:
+A turn is a piece of what waits to be read and one token for every row. Memory for keys and values is bounded:
 when it runs short, kept prefixes go first, then the youngest row waits and is read again later. Driven by
 `house.py` on the thread that computes.
 """
@@ -15,15 +15,18 @@ from torch import Tensor
 from app.core.errors import AppError, Unavailable
 from worker.engine.decoder import Decoder, Row
 from worker.engine.errors import EngineError, NonFinite
-from worker.engine.pasts import Past, Rows
+from worker.engine.packing import shared_length
+from worker.engine.pasts import Past, Pasts, Rows
 from worker.engine.policy import Policy
 from worker.serving.choices import Choice
 from worker.serving.prefixes import Prefixes
 from worker.serving.ticket import Ticket
 from worker.serving.waiting import Waiting
 
-# A prompt is read in such pieces while others wait for their next token.
+# So many tokens of waiting prompts are read at once while others wait for their next token.
 _PIECE = 256
+# Prompts that share so much more than is kept are not read side by side: the second goes on from the first.
+_SHARED = 16
 # Room a row should find before it is let in, in tokens.
 _AHEAD = 64
 
@@ -49,7 +52,7 @@ class Batch:
         self._prefixes = Prefixes()
         self._waiting: Waiting[Ticket] = Waiting()
         self._returning: deque[tuple[Ticket, Choice]] = deque()
-        self._reading: _Entry | None = None
+        self._reading: list[_Entry] = []
         self._choices: dict[int, tuple[Ticket, Choice]] = {}  # by the identity of the row
         self._token_bytes = 0
         self.room = 0
@@ -57,13 +60,13 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """The memory of all keys and values."""
-        reading = self._reading.past.nbytes if self._reading is not None else 0
+        reading = sum(entry.past.nbytes for entry in self._reading)
         return self._layout.nbytes + self._prefixes.nbytes + reading
 
     @property
     def rows(self) -> int:
         """How many answers are under way."""
-        return len(self._decoder.rows) + len(self._returning) + (self._reading is not None)
+        return len(self._decoder.rows) + len(self._returning) + len(self._reading)
 
     @property
     def waiting(self) -> int:
@@ -74,7 +77,7 @@ class Batch:
     def adapters(self) -> set[str]:
         """The adapters that requests under way need."""
         tickets = [ticket for ticket, _ in (*self._choices.values(), *self._returning)]
-        tickets += [self._reading.ticket] if self._reading is not None else []
+        tickets += [entry.ticket for entry in self._reading]
         return {ticket.adapter for ticket in (*tickets, *self._waiting) if ticket.adapter is not None}
 
     def add(self, ticket: Ticket) -> None:
@@ -89,18 +92,17 @@ class Batch:
         """Tell every request that it won't be answered."""
         tickets = {id(ticket): ticket for ticket, _ in (*self._choices.values(), *self._returning)}
         tickets |= {id(ticket): ticket for ticket in self._waiting}
-        if self._reading is not None:
-            tickets[id(self._reading.ticket)] = self._reading.ticket
+        tickets |= {id(entry.ticket): entry.ticket for entry in self._reading}
         for ticket in tickets.values():
             ticket.emit(error)
-        self._waiting, self._reading = Waiting(), None
+        self._waiting, self._reading = Waiting(), []
         self._returning.clear()
         self._start_over()
 
     def end(self, adapter: str, error: AppError) -> None:
         """Tell the requests for an adapter that they won't be answered."""
         tickets = [ticket for ticket, _ in (*self._choices.values(), *self._returning)]
-        tickets += [self._reading.ticket] if self._reading is not None else []
+        tickets += [entry.ticket for entry in self._reading]
         for ticket in {id(one): one for one in (*tickets, *self._waiting)}.values():
             if ticket.adapter == adapter and not ticket.gone:
                 ticket.emit(error)
@@ -130,56 +132,98 @@ class Batch:
     def _drop_gone(self) -> None:
         self._waiting.remove(lambda ticket: ticket.gone)
         self._returning = deque(one for one in self._returning if not one[0].gone)
-        if self._reading is not None and self._reading.ticket.gone:
-            self._reading = None
+        self._reading = [entry for entry in self._reading if not entry.ticket.gone]
         self._leave([row for row in self._decoder.rows if self._choices[id(row)][0].gone])
 
     # Reading prompts
 
     def _read_on(self) -> bool:
-        if self._reading is None:
-            self._reading = self._next()
-        entry = self._reading
-        if entry is None:
+        self._take_up()
+        if not self._reading:
             return False
-        start = len(entry.past)
-        piece = entry.tokens[start : start + _PIECE]
-        device = self._policy.device
-        tokens = torch.tensor(piece, device=device)
-        positions = torch.arange(start, start + len(piece), device=device)
-        with self._policy.mixed([entry.ticket.adapter] * len(piece)):
-            states = self._policy.hidden(tokens, positions, entry.past)
-        if start + len(piece) == len(entry.tokens):
-            self._token_bytes = entry.past.nbytes // len(entry.past)
-            self._reading = None
-            self._let_in(entry, states[-1:])
+        pieces: list[tuple[_Entry, tuple[int, ...]]] = []
+        left = _PIECE
+        for entry in self._reading:
+            start = len(entry.past)
+            piece = entry.tokens[start : start + left]
+            left -= len(piece)
+            if piece:
+                pieces.append((entry, piece))
+        states = self._read(pieces)
+        for (entry, _), state in zip(pieces, states, strict=True):
+            if len(entry.past) == len(entry.tokens):
+                self._token_bytes = entry.past.nbytes // len(entry.past)
+                self._reading.remove(entry)
+                self._let_in(entry, state)
         return True
+
+    def _read(self, pieces: Sequence[tuple[_Entry, tuple[int, ...]]]) -> list[Tensor]:
+        """Read a piece of each text; return the state after its last token, [1, H] each."""
+        device = self._policy.device
+        lengths = [len(piece) for _, piece in pieces]
+        starts = [len(entry.past) for entry, _ in pieces]
+        tokens = torch.tensor([token for _, piece in pieces for token in piece], device=device)
+        positions = torch.cat(
+            [torch.arange(start, start + n, device=device) for start, n in zip(starts, lengths, strict=True)]
+        )
+        names = [entry.ticket.adapter for entry, piece in pieces for _ in piece]
+        with self._policy.mixed(names):
+            states = self._policy.hidden(
+                tokens, positions, Pasts([entry.past for entry, _ in pieces], lengths)
+            )
+        return [part[-1:] for part in torch.split(states, lengths)]
+
+    def _take_up(self) -> None:
+        """Begin as many waiting texts as one piece has room for."""
+        while sum(len(entry.tokens) - len(entry.past) for entry in self._reading) < _PIECE:
+            entry = self._next()
+            if entry is None:
+                return
+            self._reading.append(entry)
 
     def _next(self) -> _Entry | None:
         """Return what to read next, if there is anything and there is room for it."""
         if self._returning:
             ticket, choice = self._returning[0]
             tokens = (*ticket.asked.token_ids, *choice.row.tokens[: choice.row.read])
-            if not self._fits(len(tokens), 1):
+            past = self._begin(ticket, tokens, 1)
+            if past is None:
                 return None
             self._returning.popleft()
-            return _Entry(ticket, tokens, self._prefixes.find(ticket.adapter, tokens), choice)
+            return _Entry(ticket, tokens, past, choice)
         if not self._waiting:
             return None
         ticket = next(iter(self._waiting))
-        if not self._fits(len(ticket.tokens), len(ticket.choices)):
+        past = self._begin(ticket, ticket.tokens, len(ticket.choices))
+        if past is None:
             return None
         self._waiting.take()
-        past = self._prefixes.find(ticket.adapter, ticket.tokens)
         ticket.cached = len(past)
         return _Entry(ticket, ticket.tokens, past)
 
+    def _begin(self, ticket: Ticket, tokens: tuple[int, ...], rows: int) -> Past | None:
+        """Return what is known of a text, or None where it must wait: for room, or for one it shares with."""
+        if not self._fits(len(tokens), rows):
+            return None
+        past = self._prefixes.find(ticket.adapter, tokens)
+        for entry in self._reading:
+            same = entry.ticket.adapter == ticket.adapter
+            if same and shared_length([entry.tokens, tokens]) - len(past) >= _SHARED:
+                return None
+        return past
+
     def _fits(self, length: int, rows: int) -> bool:
         """Say whether so many rows of a text may join; with nobody else there, they always may."""
-        here = len(self._decoder.rows)
+        coming = [
+            (1 if entry.returning is not None else len(entry.ticket.choices), len(entry.tokens))
+            for entry in self._reading
+        ]
+        here = len(self._decoder.rows) + sum(own for own, _ in coming)
         if not here:
             return True
-        need = rows * (length + _AHEAD) * self._token_bytes
+        if not self._token_bytes:  # what a token takes is known once a text was read
+            return False
+        need = sum(own * (tokens + _AHEAD) for own, tokens in [*coming, (rows, length)]) * self._token_bytes
         self._prefixes.shrink(max(0, self.room - self._layout.nbytes - need))
         return here < self._most_rows and self._layout.nbytes + need <= self.room
 

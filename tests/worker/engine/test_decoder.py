@@ -14,7 +14,7 @@ from worker.engine.decoder import Decoder, Row, Shaping
 from worker.engine.errors import NonFinite
 from worker.engine.grammar import Grammar
 from worker.engine.packing import shared_length
-from worker.engine.pasts import Past, Rows
+from worker.engine.pasts import Past, Pasts, Rows
 from worker.engine.policy import Policy
 from worker.engine.seeds import uniform
 from worker.engine.types import Prompt
@@ -218,3 +218,22 @@ def test_a_row_without_a_distribution_is_not_taken_in(load: Load) -> None:
     with pytest.raises(NonFinite):
         company.join(prompts[1], row())
     assert len(company.decoder.rows) == 1
+
+
+def test_texts_read_in_one_forward_are_read_as_if_alone(load: Load) -> None:
+    policy = load(trained=True)
+    prompts = prompts_for(policy, "a", "longer than the other by far")
+    begun = [Past(), Past()]
+    read(policy, begun[1], prompts[1].token_ids[:7])
+    pieces = [prompts[0].token_ids, prompts[1].token_ids[7:]]
+    tokens = torch.tensor([token for piece in pieces for token in piece])
+    places = torch.cat([torch.arange(len(pieces[0])), torch.arange(7, 7 + len(pieces[1]))])
+    with torch.no_grad():
+        states = policy.hidden(tokens, places, Pasts(begun, [len(piece) for piece in pieces]))
+    for prompt, past, last in zip(prompts, begun, (len(pieces[0]) - 1, len(tokens) - 1), strict=True):
+        own = Past()
+        torch.testing.assert_close(
+            states[last], read(policy, own, prompt.token_ids)[-1], atol=1e-5, rtol=1e-4
+        )
+        for one, other in zip((*past.keys, *past.values), (*own.keys, *own.values), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
