@@ -46,12 +46,13 @@ class EngineServer:
         """What stands in providers.toml."""
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def write_providers(self, folder: Path, model: str, **options: Any) -> None:
-        """Name this server in a data folder as the engine of a base model."""
+    def write_providers(self, folder: Path, *models: str, **options: Any) -> None:
+        """Name this server in a data folder as the engine of base models."""
         folder.mkdir(parents=True, exist_ok=True)
         values = {"name": "foreign", "base_url": self.base_url, "adapters": True} | options
         lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-        text = "[[engine]]\n" + "\n".join(lines) + f'\n[engine.models]\n"{model}" = "{self.base}"\n'
+        named = [f'"{model}" = "{self.base}"' for model in models]
+        text = "\n".join(["[[engine]]", *lines, "[engine.models]", *named, ""])
         (folder / "providers.toml").write_text(text)
 
     def answer(self, asked: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def judge(server: Server) -> Iterator[JudgeServer]:
         ("POST", "/v1/fine_tuning/jobs", 400),
         ("POST", "/v1/files", 400),
         ("GET", "/v1/models/none", 404),
-        ("GET", "/v1/chat/completions", 404),
+        ("GET", "/v1/embeddings", 404),
     ],
 )
 def test_detail_11_every_error_is_the_envelope(server: Server, method: str, path: str, status: int) -> None:

@@ -84,7 +84,7 @@ def inhabited(settings: Settings) -> Iterator[tuple[Server, str, seed.Seeded]]:
         _, key = api_keys.create_key(session, project_id=made.project_id, name="schemathesis")
     context.db.dispose()
     with engine_running() as engine, serving(settings) as server:
-        engine.write_providers(settings.root, MODEL)
+        engine.write_providers(settings.root, MODEL, seed.MODEL, seed.LARGER)
         yield server, key, made
 
 

@@ -12,7 +12,7 @@ from app.services import exports, heartbeats, jobs, models
 from app.services.exports import Lease
 from tests.app.api.server import BOTH, MODEL, Server
 
-TUNED = "ft:tiny/base-model:personal::AbCd1234"
+TUNED = "ft:tiny/base-model:personal::ExPo1234"
 ARCHIVE = b"PK\x03\x04 not a whole archive, and nobody looks"
 ADDRESS = f"/v1/models/{TUNED}/export"
 
@@ -70,7 +70,7 @@ def test_an_export_is_made_once_and_then_handed_out(
     assert made.content == ARCHIVE
     assert made.headers["content-type"] == "application/octet-stream"
     assert made.headers["content-disposition"] == (
-        'attachment; filename="ft-tiny-base-model-personal--AbCd1234-merged.zip"'
+        'attachment; filename="ft-tiny-base-model-personal--ExPo1234-merged.zip"'
     )
     assert made.headers["x-checksum-sha256"] == sha256(ARCHIVE).hexdigest()
     rest = server.raw("GET", f"{ADDRESS}?form=merged", headers={"range": "bytes=4-"})

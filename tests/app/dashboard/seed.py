@@ -18,6 +18,7 @@ from tests import factories
 from tests.app.dashboard.seed_steps import add_step, sample
 
 MODEL = "smollm2-135m-instruct"
+LARGER = "qwen3-0.6b"
 HYPERPARAMETERS = dict.fromkeys(
     (
         "batch_size",
@@ -101,7 +102,7 @@ def seed(context: Context) -> Seeded:
             weights_bytes=538_060_032,
         )
         factories.make_base_model(
-            session, "qwen3-0.6b", parameters=596_049_920, context=32768, licence="Apache-2.0"
+            session, LARGER, parameters=596_049_920, context=32768, licence="Apache-2.0"
         )
         made = {
             name: factories.make_file(
@@ -160,7 +161,7 @@ def _jobs(session: Session, project: Project, made: dict[str, str]) -> dict[str,
             session,
             project,
             status=status if status != "succeeded" else "running",
-            model="qwen3-0.6b" if status == "queued" else MODEL,
+            model=LARGER if status == "queued" else MODEL,
             suffix=suffix,
             training_file=made["train"],
             validation_file=made["valid"],
