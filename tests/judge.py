@@ -5,9 +5,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from tests.loopback import listening
 
 USAGE = {
     "prompt_tokens": 190,
@@ -99,19 +101,9 @@ def judging() -> Iterator[JudgeServer]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 64
-
-    server = Server(("127.0.0.1", 0), Handler)
-    judge.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield judge
-    finally:
-        # Connections that are kept open outlive the server's socket: as after a kill, they get no answer.
-        judge.dead = True
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as judge.port:
+        try:
+            yield judge
+        finally:
+            # Connections that are kept open outlive the server's socket: as after a kill, they get no answer.
+            judge.dead = True

@@ -35,13 +35,7 @@ class Serving:
 def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
     """Return whether a model answers. Raises: NotFound."""
     try:
-        with context.db.reading() as session:
-            served = inference.locate(
-                session,
-                settings=context.settings,
-                project_id=project_id,
-                name=model_id,
-            )
+        served = _located(context, project_id, model_id)
     except Unavailable as problem:
         return Serving("stopped" if problem.code == "model_stopped" else "down", problem.message)
     if not _is_up(served):
@@ -61,13 +55,7 @@ def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
 def warm(context: Context, *, project_id: str, model_id: str) -> None:
     """Have our own process load a model before somebody asks it. A failure shows in the model's state."""
     try:
-        with context.db.reading() as session:
-            served = inference.locate(
-                session,
-                settings=context.settings,
-                project_id=project_id,
-                name=model_id,
-            )
+        served = _located(context, project_id, model_id)
         if served.is_ours and _is_up(served):
             _post(served, "models/load", model_id)
     except (Unavailable, httpx.HTTPError, ProvidersError):
@@ -76,21 +64,17 @@ def warm(context: Context, *, project_id: str, model_id: str) -> None:
 
 def cool(context: Context, *, project_id: str, model_id: str) -> None:
     """Have our own process give a model's memory back. One that is down holds none."""
-    with context.db.reading() as session:
-        try:
-            served = inference.locate(
-                session,
-                settings=context.settings,
-                project_id=project_id,
-                name=model_id,
-            )
-        except Unavailable:
-            return
     try:
+        served = _located(context, project_id, model_id)
         if served.is_ours and _is_up(served):
             _post(served, "models/unload", model_id)
-    except (httpx.HTTPError, ProvidersError):
+    except (Unavailable, httpx.HTTPError, ProvidersError):
         return
+
+
+def _located(context: Context, project_id: str, model_id: str) -> Served:
+    with context.db.reading() as session:
+        return inference.locate(session, settings=context.settings, project_id=project_id, name=model_id)
 
 
 def _is_up(served: Served) -> bool:

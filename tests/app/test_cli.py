@@ -117,9 +117,10 @@ def test_status_names_each_part_and_what_is_there(service: Service) -> None:
 
 @pytest.mark.parametrize("part", ["broker", "worker", "inference", "web"])
 def test_a_killed_part_comes_back(service: Service, part: str) -> None:
-    before = service.pids[part]
+    before = service.pids
     service.kill(part)
-    until(lambda: service.pids.get(part, before) != before and healthy(service), service)
+    until(lambda: service.pids.get(part, before[part]) != before[part] and healthy(service), service)
+    assert set(service.pids) == set(before)
 
 
 def test_a_killed_supervisor_leaves_nothing_in_the_way(service: Service) -> None:

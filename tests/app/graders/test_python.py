@@ -294,7 +294,7 @@ def test_a_zygote_ends_with_the_service(python: PythonGraders) -> None:
     sender.join()
     time.sleep(0.1)
     zygote._channel.close()
-    zygote._process.wait(timeout=10)
+    assert zygote._process.wait(timeout=10) is not None
     zygote.close()
 
 
