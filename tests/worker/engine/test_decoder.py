@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.worker.engine.conftest import Load, disturb, plain_logprobs, prompts_for, settings
-from tests.worker.engine.test_architectures import SHARING
+from tests.worker.engine.test_architectures import SHARING, built
 from worker.engine.decoder import Decoder, Row, Shaping
 from worker.engine.errors import NonFinite
 from worker.engine.grammar import Grammar
@@ -89,12 +89,7 @@ def test_rows_that_come_and_go_answer_as_if_alone(load: Load) -> None:
 def test_windows_soft_caps_and_norms_hold_for_rows_of_any_length(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        SHARING[name]().save_pretrained(tmp_path)
-    for part in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (tmp_path / part).write_bytes((tiny_model / part).read_bytes())
-    policy = Policy.load(tmp_path, config=settings())
+    policy = Policy.load(built(SHARING[name], tiny_model, tmp_path), config=settings())
     disturb(policy, 0.05)
     company, prompts = Company(policy), prompts_for(policy, "a", "and a longer question", "b " * 40)
     rows = [row(index) for index in range(3)]
