@@ -4,11 +4,13 @@ Pure: which probes a row gets, and what a sound grader does with each. They are 
 `services.trials`.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.graders.case import Case
+from app.graders.json_text import NotJson, read_json
 from app.graders.kinds import StringCheck, TextSimilarity
 from app.graders.spec import Grader, leaves
 from app.graders.template import UnresolvedVariable, parse
@@ -58,8 +60,8 @@ def probes_of(
     everything = [_rendered(template, other) or "" for other in items[:_ROWS_AT_ONCE]]
     near = [
         Probe("whitespace", f"\n {right} \n", "same"),
-        Probe("upper_case", right.upper(), "same"),
-        Probe("lower_case", right.lower(), "same"),
+        Probe("upper_case", _recased(right, str.upper), "same"),
+        Probe("lower_case", _recased(right, str.lower), "same"),
         Probe("truncated", right[: len(right) // 2], "lower"),
         Probe("everything", "\n".join(dict.fromkeys(everything)), "lower"),
     ]
@@ -90,6 +92,29 @@ def guessed_reference(grader: Grader) -> str | None:
         if asked == ["sample.output_text"] and only_items:
             return leaf.reference
     return None
+
+
+def _recased(answer: str, recase: Callable[[str], str]) -> str:
+    """Return an answer in another case; of a JSON answer its texts alone: the keys are the contract's."""
+    try:
+        said = read_json(answer)
+    except NotJson:
+        return recase(answer)
+    if not isinstance(said, dict | list):
+        return recase(answer)
+    other = _recased_texts(said, recase)
+    # One without texts stays as it was written, to the letter.
+    return answer if other == said else json.dumps(other, ensure_ascii=False)
+
+
+def _recased_texts(said: Any, recase: Callable[[str], str]) -> Any:
+    if isinstance(said, str):
+        return recase(said)
+    if isinstance(said, list):
+        return [_recased_texts(one, recase) for one in said]
+    if isinstance(said, dict):
+        return {key: _recased_texts(one, recase) for key, one in said.items()}
+    return said
 
 
 def _rendered(template: str, item: Mapping[str, Any]) -> str | None:

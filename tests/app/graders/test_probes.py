@@ -54,6 +54,13 @@ def test_a_reference_of_ones_own() -> None:
     assert _texts(reference='{"city": "{{item.answer}}"}')["reference"] == ('{"city": "Paris"}', "best")
 
 
+def test_the_keys_of_a_json_answer_keep_their_case() -> None:
+    probes = _texts(reference='{"City": ["{{item.answer}}", 1.50]}')
+    assert probes["upper_case"] == ('{"City": ["PARIS", 1.5]}', "same")
+    assert probes["lower_case"] == ('{"City": ["paris", 1.5]}', "same")
+    assert {"upper_case", "lower_case"}.isdisjoint(_texts(reference='{"City":1.50}'))
+
+
 @pytest.mark.parametrize(
     ("changes", "guessed"),
     [
