@@ -48,6 +48,11 @@ class Adapter:
         return Adapter(self.down.to(device), self.up.to(device), self.scaling)
 
 
+Stack = tuple[Tensor, list[Tensor]]
+"""Several adapters of joined layers, for one product: A [adapters, in, layers · r], and of each layer s B
+[adapters, r, out]; a smaller rank is filled up with zeros."""
+
+
 class Product:
     """x Wᵀ + b with a weight that stays for many calls.
 
@@ -127,7 +132,7 @@ class Joined:
         self.widths = [layer.out_features for layer in layers]
         self.mode = mode
         self._ready: Product | None = None
-        self._stacks: dict[tuple[str, ...], tuple[Tensor, list[Tensor]]] = {}
+        self._stacks: dict[tuple[str, ...], Stack] = {}  # the one used last stands last
         if len(layers) == 1:
             self.weight, self.bias = layers[0].weight.data, layers[0].bias
             return
@@ -193,23 +198,25 @@ class Joined:
             y[:, start : start + up.shape[-1]].index_add_(0, mixture.rows, added[mixture.taken])
             start += up.shape[-1]
 
-    def _stack(self, names: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Return A [adapters, in, layers · r] and each s B [adapters, r, out], with zeros beyond a rank."""
-        if names not in self._stacks:
-            rank = max(layer.others[name].down.shape[0] for layer in self.layers for name in names)
-            downs, ups = [], []
-            for layer in self.layers:
-                own = [layer.others[name] for name in names]
-                downs.append(
-                    torch.stack([F.pad(one.down, (0, 0, 0, rank - len(one.down))).t() for one in own])
-                )
-                ups.append(
-                    torch.stack(
-                        [F.pad(one.up * one.scaling, (0, rank - one.up.shape[1])).t() for one in own]
-                    ).to(self.weight.dtype)
-                )
-            self._stacks = {names: (torch.cat(downs, dim=-1).to(self.weight.dtype), ups)}
-        return self._stacks[names]
+    def _stack(self, names: tuple[str, ...]) -> Stack:
+        stack = self._stacks.pop(names, None)
+        if stack is None:
+            stack = self._stacked(names)
+        # The two used last stay: prompts are read between the steps of rows with other adapters.
+        while len(self._stacks) > 1:
+            self._stacks.pop(next(iter(self._stacks)))
+        self._stacks[names] = stack
+        return stack
+
+    def _stacked(self, names: tuple[str, ...]) -> Stack:
+        rank = max(layer.others[name].down.shape[0] for layer in self.layers for name in names)
+        downs, ups = [], []
+        for layer in self.layers:
+            own = [layer.others[name] for name in names]
+            downs.append(torch.stack([F.pad(one.down, (0, 0, 0, rank - len(one.down))).t() for one in own]))
+            padded = [F.pad(one.up * one.scaling, (0, rank - one.up.shape[1])).t() for one in own]
+            ups.append(torch.stack(padded).to(self.weight.dtype))
+        return torch.cat(downs, dim=-1).to(self.weight.dtype), ups
 
 
 class _Adapted(torch.autograd.Function):
