@@ -49,6 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.context = context
     app.include_router(health.router)
     wire = api(context)
+    app.state.background = wire.state.background
     described = document(wire)
     # Without a key: it says what any reader of this project's source knows.
     app.router.routes.append(Route("/v1/openapi.json", endpoint=lambda _: JSONResponse(described)))
@@ -69,6 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     beating = threading.Thread(target=_beat, args=(context, ended), name="heartbeat", daemon=True)
     beating.start()
     yield
+    await app.state.background.stop()
     ended.set()
     beating.join()
     context.db.dispose()

@@ -1,6 +1,6 @@
 """Routes of responses: create, retrieve, delete, cancel, their input items, and how many tokens an input is.
 
-No session is open while a model answers.
+No session is open while a model answers. `background.py` makes those that their client comes back for.
 """
 
 from collections.abc import AsyncGenerator
@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.responses import Response as Answer
 
 from app.api import streams
+from app.api.background import Background
 from app.api.deps import ByCaller, InContext, InSession, JsonObject, Limit, Order
 from app.api.guard import Caller
 from app.api.schemas.lists import ListedWithEnds, rows_with_ends
@@ -36,6 +37,9 @@ async def create_response(
     wanted = await to_thread.run_sync(parse_response_request, document)
     served, chat = await to_thread.run_sync(_prepared, context, caller, wanted)
     growth = Growth(wanted, served.model)
+    if wanted.in_background:
+        background: Background = request.app.state.background
+        return JSONResponse(await background.begin(caller.project_id, served, growth, chat))
     if wanted.stream:
         return await streams.events(request, _events(context, caller, served, growth, chat), named=True)
     made = await streams.while_present(request, responses.answer(served, growth, chat))
@@ -61,7 +65,8 @@ def retrieve_response(
     """Return a kept response."""
     if stream:
         raise unsupported("a response that is kept is whole; leave 'stream' out.", "stream")
-    return responses.get_response(session, project_id=caller.project_id, response_id=response_id).answer
+    row = responses.get_response(session, project_id=caller.project_id, response_id=response_id)
+    return responses.whole(session, row)
 
 
 @router.delete("/{response_id}")
@@ -73,9 +78,8 @@ def delete_response(session: InSession, caller: ByCaller, response_id: str) -> D
 
 @router.post("/{response_id}/cancel")
 def cancel_response(session: InSession, caller: ByCaller, response_id: str) -> dict[str, Any]:
-    """Refuse: no response runs in the background."""
-    responses.cancel_response(session, project_id=caller.project_id, response_id=response_id)
-    return {}
+    """End a response in the background."""
+    return responses.cancel_response(session, project_id=caller.project_id, response_id=response_id)
 
 
 @router.get("/{response_id}/input_items")

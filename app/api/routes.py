@@ -21,9 +21,11 @@ from app.api import (
     permissions,
     responses,
     rollouts,
+    serving,
     uploads,
     webhooks,
 )
+from app.api.background import Background
 from app.api.guard import KeyGuard
 from app.core.context import Context
 
@@ -38,6 +40,7 @@ NOUNS = (
     jobs,
     # Before models, whose names may hold slashes.
     exports,
+    serving,
     models,
     permissions,
     webhooks,
@@ -60,6 +63,7 @@ def api(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.uploads = multipart.upload_slots()
+    app.state.background = Background(context)
     handlers.install(app)
     for noun in NOUNS:
         app.include_router(noun.router)

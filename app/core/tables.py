@@ -404,6 +404,8 @@ class Response(Row):
     input: Mapped[list[Any]] = mapped_column(Json)
     answer: Mapped[dict[str, Any]]
     created_at: Mapped[float] = mapped_column(index=True)
+    # While it is answered in the background: when whoever answers is taken for gone.
+    lease_expires_at: Mapped[float | None]
 
 
 class WebhookEndpoint(Row):

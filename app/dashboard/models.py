@@ -83,10 +83,7 @@ def download_export(
 @router.post("/models/{model_id:path}/stop")
 def stop_model(model_id: ModelId, visitor: SignedIn, context: Parts, _form: Form) -> Response:
     """Let a model answer nobody, and give its memory back."""
-    given = {"project_id": visitor.project_id, "model_id": model_id}
-    serving.cool(context, **given)
-    with context.db.transaction() as session:
-        models.stop_model(session, **given)
+    serving.stop(context, project_id=visitor.project_id, model_id=model_id)
     return _back(model_id, "serve")
 
 
@@ -94,8 +91,7 @@ def stop_model(model_id: ModelId, visitor: SignedIn, context: Parts, _form: Form
 def load_model(model_id: ModelId, visitor: SignedIn, context: Parts, form: Form) -> Response:
     """Let a model answer again, and have it loaded meanwhile."""
     given = {"project_id": visitor.project_id, "model_id": model_id}
-    with context.db.transaction() as session:
-        models.load_model(session, **given)
+    serving.load(context, **given)
     origin = text(form, "next")
     is_playground = origin.startswith("/playground?") and origin.isprintable()
     answer = RedirectResponse(origin, status_code=303) if is_playground else _back(model_id, "serve")

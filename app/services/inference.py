@@ -60,7 +60,7 @@ def locate(session: Session, *, settings: Settings, project_id: str, name: str) 
     if model.stopped_at is not None:
         raise Unavailable(
             f"The model '{model.id}' was stopped by a person and answers nobody until it is loaded again: "
-            "choose *Load* on its page in the dashboard.",
+            f"choose *Load* on its page in the dashboard, or POST to /v1/models/{model.id}/load.",
             code="model_stopped",
         )
     try:

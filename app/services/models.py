@@ -87,7 +87,10 @@ def export_uris(session: Session, *, model_id: str) -> list[str]:
 
 
 def stop_model(session: Session, *, project_id: str, model_id: str) -> Model:
-    """Let a model answer nobody until it is loaded again. Raises: NotFound, Forbidden for a shared one."""
+    """Let a model answer nobody until it is loaded again.
+
+    Raises: NotFound; Forbidden for a base model or one that another project shares.
+    """
     model = _governed_model(session, project_id=project_id, model_id=model_id)
     model.stopped_at = clock.now()
     session.flush()
@@ -95,7 +98,7 @@ def stop_model(session: Session, *, project_id: str, model_id: str) -> Model:
 
 
 def load_model(session: Session, *, project_id: str, model_id: str) -> Model:
-    """Let a stopped model answer again. Raises: NotFound, Forbidden for a shared one."""
+    """Let a stopped model answer again. Raises as `stop_model` does."""
     model = _governed_model(session, project_id=project_id, model_id=model_id)
     model.stopped_at = None
     session.flush()
@@ -182,10 +185,11 @@ def add_tuned(
 
 def _governed_model(session: Session, *, project_id: str, model_id: str) -> Model:
     model = get_model(session, project_id=project_id, model_id=model_id)
-    if model.project_id not in (None, project_id):
+    if model.project_id != project_id:
+        whose = "belongs to no project" if model.project_id is None else "is shared by another project"
         raise Forbidden(
-            f"You have insufficient permissions for this operation: '{model_id}' is shared by another "
-            "project, which alone can stop or load it.",
+            f"You have insufficient permissions for this operation: '{model_id}' {whose}, so this one can't "
+            "stop or load it.",
             param="model",
             code="insufficient_permissions",
         )

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.core import clock, ids
-from app.core.errors import AppError
+from app.core.errors import AppError, InvalidRequest, RateLimited
 from app.services.response_request import ResponseRequest
+
+# What a response that failed may name as its reason.
+_CODES = ((RateLimited, "rate_limit_exceeded"), (InvalidRequest, "invalid_prompt"))
 
 Event = dict[str, Any]
 Item = dict[str, Any]
@@ -28,7 +31,7 @@ class Growth:
     created: float = field(default_factory=clock.now)
     output: list[Item] = field(default_factory=list)
     usage: dict[str, Any] | None = None
-    status: str = "in_progress"
+    status: str = "queued"
     error: dict[str, Any] | None = None
     ending: str | None = None
     _events: int = 0
@@ -38,6 +41,7 @@ class Growth:
 
     def opening(self) -> Iterator[Event]:
         """Yield what comes before anything is said."""
+        self.status = "in_progress"
         yield self._event("response.created", response=self.response())
         yield self._event("response.in_progress", response=self.response())
 
@@ -76,7 +80,8 @@ class Growth:
 
     def failing(self, problem: AppError) -> Event:
         """Return the end of a response whose engine failed under way."""
-        self.status, self.error = "failed", {"code": "server_error", "message": problem.message}
+        code = next((code for kind, code in _CODES if isinstance(problem, kind)), "server_error")
+        self.status, self.error = "failed", {"code": code, "message": problem.message}
         if self._open:
             self.output[-1]["status"] = "incomplete"
         return self._event("response.failed", response=self.response())

@@ -87,7 +87,7 @@ FIELDS: dict[str, Field] = {
     "metadata": METADATA,
     "stream": Flag(),
     "stream_options": Inner({"include_obfuscation": Flag()}),
-    "background": Absent("a response is answered while its client waits.", harmless=(False,)),
+    "background": Flag(),
     "truncation": Absent("a conversation is never shortened on its own.", harmless=("disabled",)),
     "conversation": Absent(
         "conversations are not kept here; 'previous_response_id' goes on from a response."
@@ -133,6 +133,11 @@ class ResponseRequest:
         return bool(self.asked.get("stream"))
 
     @property
+    def in_background(self) -> bool:
+        """True when the client will come back for the answer."""
+        return bool(self.asked.get("background"))
+
+    @property
     def is_stored(self) -> bool:
         """True unless the response is to be forgotten."""
         return bool(self.asked.get("store", True))
@@ -170,7 +175,7 @@ class ResponseRequest:
         text = asked.get("text", {})
         effort = asked.get("reasoning", {})
         return {
-            "background": False,
+            "background": self.in_background,
             "instructions": asked.get("instructions"),
             "max_output_tokens": asked.get("max_output_tokens"),
             "max_tool_calls": asked.get("max_tool_calls"),
@@ -209,6 +214,12 @@ def parse_count_request(body: Mapping[str, Any]) -> ResponseRequest:
 def _checked(asked: dict[str, Any]) -> ResponseRequest:
     if "stream_options" in asked and not asked.get("stream"):
         raise refusals.invalid("it is only allowed when 'stream' is true", "stream_options")
+    if asked.get("background") and asked.get("stream"):
+        raise refusals.unsupported(
+            "a response in the background is retrieved, not streamed. Leave 'stream' out.", "stream"
+        )
+    if asked.get("background") and not asked.get("store", True):
+        raise refusals.invalid("a response in the background is retrieved, so it must be kept", "store")
     choice = asked.get("tool_choice")
     if choice not in (None, "none", "auto"):
         tools = [_chat_tool(tool) for tool in asked.get("tools", ())]

@@ -1,6 +1,7 @@
 """Responses: answered by a model served here, kept unless told otherwise, gone on from by their id.
 
-An answer is made without a transaction; what is kept of it is one row. Called by both faces.
+An answer is made without a transaction; what is kept of it is one row. One that is made in the background has
+its row from the beginning, with a lease that whoever makes it renews. Called by both faces.
 
 Source: https://platform.openai.com/docs/api-reference/responses
 """
@@ -9,9 +10,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from sqlalchemy import delete, literal, select
+from sqlalchemy import delete, literal, select, update
 from sqlalchemy.orm import Session
 
+from app.core.db import database_now
 from app.core.engines import Served
 from app.core.errors import AppError, InvalidRequest, NotFound
 from app.core.tables import Response
@@ -21,6 +23,12 @@ from app.services.chat_request import ChatRequest
 from app.services.response_events import Event, Growth
 
 ENDINGS = ("response.completed", "response.incomplete", "response.failed")
+# Whoever answers in the background and has not been heard of for so long is gone.
+LEASE_SECONDS = 30.0
+_INTERRUPTED = {
+    "code": "server_error",
+    "message": "The service was stopped while it made this response. Please ask again.",
+}
 
 
 async def answer(served: Served, growth: Growth, chat: ChatRequest) -> dict[str, Any]:
@@ -77,6 +85,12 @@ def conversation_before(
     rows = session.scalars(
         select(Response).join(chain, Response.id == chain.c.id).order_by(chain.c.age.desc())
     ).all()
+    if any(row.lease_expires_at is not None for row in rows):
+        raise InvalidRequest(
+            f"Previous response with id '{previous_id}' is still under way. Retrieve it until it has ended.",
+            param="previous_response_id",
+            code="previous_response_not_ended",
+        )
     if not rows or rows[0].previous_id is not None:
         lost = rows[0].previous_id if rows else previous_id
         raise InvalidRequest(
@@ -88,7 +102,7 @@ def conversation_before(
 
 
 def store(session: Session, *, project_id: str, growth: Growth) -> Response:
-    """Keep a response with its own input."""
+    """Keep a response with its own input; one that is still to be made gets its first lease."""
     row = Response(
         id=growth.id,
         project_id=project_id,
@@ -96,10 +110,37 @@ def store(session: Session, *, project_id: str, growth: Growth) -> Response:
         input=growth.request.input,
         answer=growth.response(),
         created_at=growth.created,
+        lease_expires_at=database_now() + LEASE_SECONDS if growth.request.in_background else None,
     )
     session.add(row)
     session.flush()
     return row
+
+
+def renew(session: Session, answer: dict[str, Any]) -> bool:
+    """Write down how far a response has come; False when it was cancelled, deleted or taken for lost."""
+    return _write(session, answer, lease_expires_at=database_now() + LEASE_SECONDS)
+
+
+def finish(session: Session, answer: dict[str, Any]) -> bool:
+    """Write down the end of a response in the background; False when nobody wants it any more."""
+    return _write(session, answer, lease_expires_at=None)
+
+
+def abandon(session: Session, response_ids: Sequence[str]) -> None:
+    """Let go of responses that this process won't end."""
+    session.execute(
+        update(Response)
+        .where(Response.id.in_(response_ids), Response.lease_expires_at.is_not(None))
+        .values(lease_expires_at=0.0)
+    )
+
+
+def whole(session: Session, row: Response) -> dict[str, Any]:
+    """Return a kept response as it stands: one whose maker is gone has failed."""
+    if row.lease_expires_at is None or row.lease_expires_at > session.scalars(select(database_now())).one():
+        return row.answer
+    return _ended(row.answer, "failed") | {"error": _INTERRUPTED}
 
 
 def get_response(session: Session, *, project_id: str, response_id: str) -> Response:
@@ -110,15 +151,26 @@ def get_response(session: Session, *, project_id: str, response_id: str) -> Resp
     return row
 
 
-def cancel_response(session: Session, *, project_id: str, response_id: str) -> None:
-    """Refuse: only a response in the background could be cancelled. Raises: NotFound, InvalidRequest."""
-    get_response(session, project_id=project_id, response_id=response_id)
-    raise InvalidRequest(
-        "Only a response in the background can be cancelled, and this one was answered while its client "
-        "waited.",
-        param="response_id",
-        code="invalid_response_state",
-    )
+def cancel_response(session: Session, *, project_id: str, response_id: str) -> dict[str, Any]:
+    """End a response in the background and return it; one that has ended stays as it is.
+
+    Raises: NotFound; InvalidRequest for one that was answered while its client waited.
+    """
+    row = get_response(session, project_id=project_id, response_id=response_id)
+    if not row.answer["background"]:
+        raise InvalidRequest(
+            "Only a response in the background can be cancelled, and this one was answered while its client "
+            "waited.",
+            param="response_id",
+            code="invalid_response_state",
+        )
+    answer = whole(session, row)
+    if row.lease_expires_at is not None:
+        if answer["status"] != "failed":
+            answer = _ended(answer, "cancelled")
+        row.answer, row.lease_expires_at = answer, None
+        session.flush()
+    return answer
 
 
 def delete_response(session: Session, *, project_id: str, response_id: str) -> None:
@@ -133,6 +185,24 @@ def forget_old(session: Session, *, before: float) -> int:
         delete(Response).where(Response.created_at < before).returning(Response.id)
     ).all()
     return len(gone)
+
+
+def _write(session: Session, answer: dict[str, Any], **lease: Any) -> bool:
+    written = session.execute(
+        update(Response)
+        .where(Response.id == answer["id"], Response.lease_expires_at > database_now())
+        .values(answer=answer, **lease)
+        .returning(Response.id)
+    )
+    return written.first() is not None
+
+
+def _ended(answer: dict[str, Any], status: str) -> dict[str, Any]:
+    output = [
+        item | ({"status": "incomplete"} if item["status"] == "in_progress" else {})
+        for item in answer["output"]
+    ]
+    return answer | {"status": status, "output": output}
 
 
 async def _grown(served: Served, growth: Growth, chat: ChatRequest) -> AsyncGenerator[Event]:

@@ -1,10 +1,11 @@
-"""Whether a model answers at the moment, as a person wants to know it: loaded, ready to load, stopped, down.
+"""Whether a model answers at the moment (loaded, ready to load, stopped, down), and a person's say in it.
 
-Asks the inference process, so no transaction may be open. Answering itself is `inference.py`'s. Called by the
-dashboard.
+Asks the inference process, so no transaction may be open. Answering itself is `inference.py`'s. Called by
+both faces.
 """
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from app.core.context import Context
 from app.core.engines import LOAD_SECONDS, Served
 from app.core.errors import Unavailable
 from app.core.providers import ProvidersError
-from app.services import inference
+from app.services import inference, models
 
 # A page waits for it.
 HEALTH_SECONDS = 2.0
@@ -52,24 +53,30 @@ def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
     return Serving("ready", "Not in memory yet: the first request loads it.")
 
 
+def load(context: Context, *, project_id: str, model_id: str) -> None:
+    """Let a stopped model answer again. Raises: NotFound, Forbidden for a base model or one that another project shares."""
+    with context.db.transaction() as session:
+        models.load_model(session, project_id=project_id, model_id=model_id)
+
+
 def warm(context: Context, *, project_id: str, model_id: str) -> None:
     """Have our own process load a model before somebody asks it. A failure shows in the model's state."""
-    try:
-        served = _located(context, project_id, model_id)
-        if served.is_ours and _is_up(served):
-            _post(served, "models/load", model_id)
-    except (Unavailable, httpx.HTTPError, ProvidersError):
-        return
+    with suppress(Unavailable):
+        _tell(_located(context, project_id, model_id), "models/load", model_id)
 
 
-def cool(context: Context, *, project_id: str, model_id: str) -> None:
-    """Have our own process give a model's memory back. One that is down holds none."""
-    try:
+def stop(context: Context, *, project_id: str, model_id: str) -> None:
+    """Let a model answer nobody until it is loaded again, and have its memory given back.
+
+    Raises: NotFound, Forbidden for a base model or one that another project shares.
+    """
+    served = None
+    with suppress(Unavailable):
         served = _located(context, project_id, model_id)
-        if served.is_ours and _is_up(served):
-            _post(served, "models/unload", model_id)
-    except (Unavailable, httpx.HTTPError, ProvidersError):
-        return
+    with context.db.transaction() as session:
+        models.stop_model(session, project_id=project_id, model_id=model_id)
+    if served is not None:
+        _tell(served, "models/unload", model_id)
 
 
 def _located(context: Context, project_id: str, model_id: str) -> Served:
@@ -98,8 +105,11 @@ def _root(served: Served) -> str:
     return served.engine.base_url.rstrip("/").removesuffix("/v1")
 
 
-def _post(served: Served, path: str, model_id: str) -> None:
-    with served.blocking_client() as client:
+def _tell(served: Served, path: str, model_id: str) -> None:
+    """Tell our own process about a model. One that is down, or is none of ours, needs not hear of it."""
+    if not served.is_ours or not _is_up(served):
+        return
+    with suppress(httpx.HTTPError, ProvidersError), served.blocking_client() as client:
         client.post(
             f"{_root(served)}/v1/{path}",
             json={"model": model_id},

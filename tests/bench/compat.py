@@ -32,7 +32,6 @@ HEAD = Path(__file__).with_name("compat_head.md")
 SERVED = ("files", "uploads", "fine_tuning", "models", "chat", "responses", "webhooks")
 # Methods of theirs that are not offered, and why: they stand on the page and count as not there.
 DECLINED = {
-    "responses.cancel": "nothing runs in the background",
     "responses.compact": "a conversation is never shortened on its own",
     "responses.connect": "there are no WebSockets",
 }
@@ -267,6 +266,8 @@ def _try_responses(trial: Trial, model: str) -> None:
     trial.call("responses.input_items.list", made.id)
     trial.call("responses.input_tokens.count", model=model, input="2+2?")
     trial.call("responses.delete", made.id)
+    later = trial.call("responses.create", **asked, background=True)
+    trial.call("responses.cancel", later.id)
 
 
 def _try_webhooks(trial: Trial, stage: Stage) -> None:

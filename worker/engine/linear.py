@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Mixture:
     """Which of several adapters each row of a batch goes through.
 
-    Shapes: `seats` [adapters, widest], row numbers padded with 0; `taken` says which seats are real.
+    Shapes: `shares` [rows, 1, adapters, 1], one where the row is the adapter's; None when one adapter has
+    every row.
     """
 
     names: tuple[str, ...]
-    seats: Tensor
-    taken: Tensor
-    rows: Tensor  # the real seats, flat: row numbers
+    shares: Tensor | None
 
 
 @dataclass(slots=True)
@@ -49,8 +48,8 @@ class Adapter:
 
 
 Stack = tuple[Tensor, list[Tensor]]
-"""Several adapters of joined layers, for one product: A [adapters, in, layers · r], and of each layer s B
-[adapters, r, out]; a smaller rank is filled up with zeros."""
+"""Several adapters of joined layers, for few products: A [in, layers · adapters · r], and of each layer s B
+[adapters · r, out]; a smaller rank is filled up with zeros."""
 
 
 class Product:
@@ -189,14 +188,19 @@ class Joined:
         return y
 
     def _add_mixture(self, x: Tensor, y: Tensor, mixture: Mixture) -> None:
+        """Add each row's adapter in place.
+
+        Every row is multiplied by every adapter and what is not its own is wiped out: with the few rows of a
+        decode step, gathering the rows of each adapter costs more than those thin products.
+        """
         down, ups = self._stack(mixture.names)
-        inner = torch.bmm(x[mixture.seats], down)  # [adapters, widest, layers · r]
-        rank = inner.shape[-1] // len(self.layers)
+        inner = x @ down
+        if mixture.shares is not None:
+            inner.view(len(x), len(ups), len(mixture.names), -1).mul_(mixture.shares)
         start = 0
-        for place, up in enumerate(ups):
-            added = torch.bmm(inner[..., place * rank : (place + 1) * rank], up)
-            y[:, start : start + up.shape[-1]].index_add_(0, mixture.rows, added[mixture.taken])
-            start += up.shape[-1]
+        for thin, up in zip(inner.chunk(len(ups), dim=1), ups, strict=True):
+            y[:, start : start + up.shape[1]].addmm_(thin, up)
+            start += up.shape[1]
 
     def _stack(self, names: tuple[str, ...]) -> Stack:
         stack = self._stacks.pop(names, None)
@@ -213,10 +217,10 @@ class Joined:
         downs, ups = [], []
         for layer in self.layers:
             own = [layer.others[name] for name in names]
-            downs.append(torch.stack([F.pad(one.down, (0, 0, 0, rank - len(one.down))).t() for one in own]))
-            padded = [F.pad(one.up * one.scaling, (0, rank - one.up.shape[1])).t() for one in own]
-            ups.append(torch.stack(padded).to(self.weight.dtype))
-        return torch.cat(downs, dim=-1).to(self.weight.dtype), ups
+            downs += [F.pad(one.down, (0, 0, 0, rank - len(one.down))) for one in own]
+            padded = [F.pad(one.up * one.scaling, (0, rank - one.up.shape[1])) for one in own]
+            ups.append(torch.cat(padded, dim=1).t().contiguous().to(self.weight.dtype))
+        return torch.cat(downs).t().contiguous().to(self.weight.dtype), ups
 
 
 class _Adapted(torch.autograd.Function):
@@ -283,17 +287,12 @@ class _Adapted(torch.autograd.Function):
         return (into, None, None, None, None, *pairs)
 
 
-def mixture_of(names: Sequence[str | None], device: torch.device) -> Mixture | None:
+def mixture_of(names: Sequence[str | None], device: torch.device, dtype: torch.dtype) -> Mixture | None:
     """Return the mixture that sends row i through the adapter `names[i]`; None is the base model."""
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        if name is not None:
-            rows.setdefault(name, []).append(row)
-    if not rows:
+    ordered = tuple(sorted({name for name in names if name is not None}))
+    if not ordered:
         return None
-    ordered = tuple(sorted(rows))
-    widest = max(len(own) for own in rows.values())
-    seats = torch.tensor([rows[name] + [0] * (widest - len(rows[name])) for name in ordered], device=device)
-    counts = torch.tensor([len(rows[name]) for name in ordered], device=device)
-    taken = torch.arange(widest, device=device) < counts[:, None]
-    return Mixture(ordered, seats, taken, seats[taken])
+    if len(ordered) == 1 and None not in names:
+        return Mixture(ordered, None)
+    own = [[name == one for one in ordered] for name in names]
+    return Mixture(ordered, torch.tensor(own, dtype=dtype, device=device)[:, None, :, None])

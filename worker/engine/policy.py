@@ -255,7 +255,7 @@ class Policy:
     @contextmanager
     def mixed(self, names: Sequence[str | None]) -> Iterator[None]:
         """Send token i of each forward through the added adapter `names[i]`; None is the base model."""
-        self._mode.mixture = mixture_of(names, self.device)
+        self._mode.mixture = mixture_of(names, self.device, self.dtype)
         try:
             yield
         finally:

@@ -79,7 +79,10 @@ def main() -> None:
     def threads() -> int:
         return settings.inference_threads or (1 if heartbeat.training else os.cpu_count() or 1)
 
-    house = House(limits, threads=threads)
+    def share() -> float:
+        return sharing.SHARE if heartbeat.training else 1.0
+
+    house = House(limits, threads=threads, share=share)
     heartbeat.describe = house.describe
     uvicorn.Server(
         uvicorn.Config(

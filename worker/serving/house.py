@@ -65,10 +65,17 @@ class Limits:
 class House(threading.Thread):
     """Holds the base models and computes for all of them, turn by turn."""
 
-    def __init__(self, limits: Limits, *, threads: Callable[[], int | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        threads: Callable[[], int | None] = lambda: None,
+        share: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         super().__init__(name="decode", daemon=True)
         self._limits = limits
         self._threads = threads
+        self._share = share
         self._bases: dict[str, Base] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -161,13 +168,22 @@ class House(threading.Thread):
                     threads = wanted
                 self._follow_orders()
                 self._sweep()
+                began = time.monotonic()
                 worked = [self._turn(base) for base in list(self._bases.values())]
-                if not any(worked):
+                if any(worked):
+                    self._rest(time.monotonic() - began)
+                else:
                     with self._wake:
                         if not self._orders:
                             self._wake.wait(_SWEEP_SECONDS)
             for base in list(self._bases.values()):
                 self._drop(base, "The inference process is stopping.")
+
+    def _rest(self, worked: float) -> None:
+        """Leave the machine to a job that trains here, in proportion to the seconds just taken."""
+        share = self._share()
+        if share < 1:
+            time.sleep(worked * (1 / share - 1))
 
     def _follow_orders(self) -> None:
         while self._orders:

@@ -1,8 +1,9 @@
 """One machine, two masters: how this process makes way for training, and training is not starved by it.
 
-The decode thread runs at a low priority, which costs nothing while the machine is idle, and on one processor
-thread while a job trains here: several threads that wait for each other at every product lose far more than
-their share of a busy machine. Measured in docs/decisions/sharing-a-machine.md. Called by `__main__.py`.
+The decode thread runs at a low priority, which costs nothing while the machine is idle. While a job trains
+here it computes on one processor thread, as threads that wait for each other at every product lose far more
+than their share of a busy machine, and rests between its turns: the trainer's threads wait for the one whose
+core was taken. Measured in docs/decisions/sharing-a-machine.md. Called by `__main__.py`.
 """
 
 import os
@@ -15,6 +16,8 @@ from app.core.db import Database
 from app.services import heartbeats
 
 NICENESS = 5
+# Of the time, while a job trains here.
+SHARE = 0.3
 
 
 def make_way() -> None:

@@ -223,7 +223,7 @@ def test_models_of_others_do_not_exist(
 
 def test_a_stopped_model_names_the_cure(client: openai.OpenAI, server: Server, engine: EngineServer) -> None:
     with server.context.db.transaction() as session:
-        models.stop_model(session, project_id=server.project_id, model_id=MODEL)
+        models.get_model(session, project_id=server.project_id, model_id=MODEL).stopped_at = 1.0
     with pytest.raises(openai.InternalServerError, match=r"\*Load\*") as refused:
         client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=MESSAGES)
     assert (refused.value.status_code, refused.value.code) == (503, "model_stopped")

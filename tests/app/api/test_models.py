@@ -122,3 +122,20 @@ def test_only_a_projects_own_models_can_be_deleted(
     with pytest.raises(openai.PermissionDeniedError, match="another project"):
         other.models.delete(TUNED)
     assert {model.id for model in client.models.list()} == {TUNED, MODEL}
+
+
+def test_a_model_is_stopped_and_loaded(client: openai.OpenAI, server: Server, job_id: str) -> None:
+    _tune(server, job_id)
+    address = f"/v1/models/{TUNED}"
+    assert server.raw("GET", f"{address}/serving").json()["status"] == "down"
+    stopped = server.raw("POST", f"{address}/stop").json()
+    assert (stopped["id"], stopped["object"], stopped["status"]) == (TUNED, "model.serving", "stopped")
+    with pytest.raises(openai.InternalServerError, match=rf"POST to /v1/models/{TUNED}/load") as refused:
+        client.chat.completions.create(model=TUNED, messages=[{"role": "user", "content": "x"}])
+    assert (refused.value.status_code, refused.value.code) == (503, "model_stopped")
+    assert server.raw("POST", f"{address}/load").json()["status"] == "down"
+    assert server.raw("POST", f"/v1/models/{MODEL}/stop").status_code == 403
+    _, key = server.new_key("other")
+    for method, verb in (("GET", "serving"), ("POST", "stop"), ("POST", "load")):
+        answer = server.raw(method, f"{address}/{verb}", headers={"authorization": f"Bearer {key}"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

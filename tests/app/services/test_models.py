@@ -17,11 +17,12 @@ def test_a_model_is_stopped_and_loaded(database: Database) -> None:
         models.add_tuned(
             session, job=make_job(session, project), model_id=TUNED, kind="tuned", uri="x", details={}
         )
-        for model_id in (base.id, TUNED):
-            stopped = models.stop_model(session, project_id=project.id, model_id=model_id)
-            assert stopped.stopped_at is not None
-            loaded = models.load_model(session, project_id=project.id, model_id=model_id)
-            assert loaded.stopped_at is None
+        stopped = models.stop_model(session, project_id=project.id, model_id=TUNED)
+        assert stopped.stopped_at is not None
+        loaded = models.load_model(session, project_id=project.id, model_id=TUNED)
+        assert loaded.stopped_at is None
+        with pytest.raises(Forbidden, match="no project"):
+            models.stop_model(session, project_id=project.id, model_id=base.id)
         with pytest.raises(NotFound):
             models.stop_model(session, project_id=other.id, model_id=TUNED)
         permissions.create_permissions(session, project_id=project.id, model_id=TUNED, project_ids=[other.id])

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -47,6 +48,19 @@ def loaded(served: Served) -> dict[str, list[str]]:
 def rows(served: Served) -> int:
     """Return how many answers are under way."""
     return sum(one["rows"] for one in served.client.get("/v1/models").json()["data"])
+
+
+def test_a_share_of_the_time_is_left_to_others(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=rests.append)
+    monkeypatch.setattr("worker.serving.house.time", clock)
+    served.chat(max_tokens=4)
+    assert rests == []
+    monkeypatch.setattr(served.house, "_share", lambda: 0.25)
+    began = time.monotonic()
+    served.chat(max_tokens=4)
+    # Three times as long as the turns took.
+    assert 0 < sum(rests) < 3 * (time.monotonic() - began)
 
 
 def test_models_are_loaded_when_asked_for_and_let_go(served: Served) -> None:

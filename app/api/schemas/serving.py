@@ -1,0 +1,14 @@
+"""Whether a model answers, on the wire (an extension)."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class ModelServing(BaseModel):
+    """A model's state: loaded, ready to be, answered elsewhere, stopped by a person, or down."""
+
+    id: str
+    object: Literal["model.serving"] = "model.serving"
+    status: Literal["loaded", "ready", "elsewhere", "stopped", "down"]
+    description: str
