@@ -54,7 +54,7 @@ def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
 
 
 def load(context: Context, *, project_id: str, model_id: str) -> None:
-    """Let a stopped model answer again. Raises: NotFound, Forbidden for a base model or one that another project shares."""
+    """Let a stopped model answer again. Raises: NotFound, Forbidden as `stop` does."""
     with context.db.transaction() as session:
         models.load_model(session, project_id=project_id, model_id=model_id)
 
@@ -68,7 +68,7 @@ def warm(context: Context, *, project_id: str, model_id: str) -> None:
 def stop(context: Context, *, project_id: str, model_id: str) -> None:
     """Let a model answer nobody until it is loaded again, and have its memory given back.
 
-    Raises: NotFound, Forbidden for a base model or one that another project shares.
+    Raises: NotFound; Forbidden for a base model or one that another project shares.
     """
     served = None
     with suppress(Unavailable):

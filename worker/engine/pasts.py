@@ -1,20 +1,58 @@
-"""Keys and values of texts that share nothing: read in pieces, then decoded as rows, each of its own length.
+"""What was read of texts that share nothing: read in pieces, then decoded as rows, each of its own length.
 
-A `Past` is one text as far as it was read; `Rows` holds those being decoded on shelves by length, so that a
-long text does not make the short ones pay. Serving drives both through `decoder.py`; `attention.py` calls
-`attend` in every layer. Rows that share prompts and keep in step have the cheaper layout of `decoding.py`.
+`TextPast` and `FreeRows` say what serving asks of them, whichever path the model runs on; here they are
+keys and values (`plain.py` has the other). A `Past` is one text as far as it was read; `Rows` holds those
+being decoded on shelves by length, so that a long text does not make the short ones pay. Serving drives both
+through `decoder.py`; `attention.py` calls `attend` in every layer. Rows that share prompts and keep in step
+have the cheaper layout of `decoding.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.attention import Rule, attend_where, capped
+from worker.engine.attention import Layout, Rule, attend_where, capped
 
 _LOWEST_SHELF = 64
+
+
+class TextPast(Protocol):
+    """One text as far as it was read."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+
+    def head(self, length: int) -> Self:
+        """Return the past of the first tokens, or of none of them; reading on leaves this one as it is."""
+
+
+class FreeRows(Layout, Protocol):
+    """Rows that go on from pasts, come and go."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all rows."""
+
+    def add(self, past: Any, copies: int = 1) -> None:
+        """Take in rows that go on from a past, behind those there are."""
+
+    def positions(self) -> Tensor:
+        """Return the position of each row's next token: [R]."""
+
+    def advance(self) -> None:
+        """Count the token just decoded in every row."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every row but these."""
 
 
 class Past:

@@ -2,12 +2,12 @@
 
 Linear attention, state spaces, attention sinks and ALiBi know no token trees. Here every text of a tree is
 written out as a row of its own, padded on the right, where a causal model does not look. Decoding uses
-transformers' own cache, or reads everything again where a model has none. `policy.py` takes this path when
-the shared one does not give the model's own numbers.
+transformers' own cache, or reads everything again where a model has none; rows that began as one text go
+together. `policy.py` takes this path when the shared one does not give the model's own numbers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worker.engine.attention import PackedLayout, Rule
 from worker.engine.errors import UnsupportedModel
+from worker.engine.linear import Mode, mixture_of
 from worker.engine.packing import Packed
 from worker.engine.seeds import uniform
 
@@ -27,12 +28,18 @@ _CACHES = ("past_key_values", "cache_params")
 
 
 class Plain:
-    """One model's forward. `ends_in_logits`: the states are the logits, as its head is not a matrix alone."""
+    """One model's forward. `ends_in_logits`: the states are the logits, as its head is not a matrix alone.
+
+    `names`: while several adapters are served, the one of each token that is given; texts run one after the
+    other here, so each has its own in force while it runs.
+    """
 
     def __init__(self, causal: Any, note: str = "") -> None:
         self._causal = causal
         self.note = note
         self.ends_in_logits = False
+        self.mode = Mode()
+        self.names: Sequence[str | None] = ()
         self._cache: str | None = None
 
     @classmethod
@@ -54,8 +61,8 @@ class Plain:
 
     def hidden(self, token_ids: Tensor, layout: Any) -> Tensor:
         """Return the last hidden states of a packed row or of rows being decoded. Shapes: [N] -> [N, H]."""
-        if isinstance(layout, PlainRows):
-            return layout.decode(self, token_ids)
+        if isinstance(layout, PlainRows | PlainPasts):
+            return layout.read(self, token_ids)
         packed = layout.packed
         if layout.remember:
             return self._prefill(packed, layout)
@@ -71,6 +78,20 @@ class Plain:
         states: Tensor = out.logits if self.ends_in_logits else out.last_hidden_state
         return states, getattr(out, self._cache) if remember and self._cache else None
 
+    def read_on(self, past: "PlainPast", new: Tensor, token: int) -> Tensor:
+        """Let texts read on and return the new tokens' states. `token` is the place of one in the batch.
+
+        Shapes: [R, T] -> [R, T, H].
+        """
+        if self.names:
+            self.mode.mixture = mixture_of([self.names[token]], new.device, torch.float32)
+        past.texts = torch.cat([past.texts, new], dim=1)
+        if self._cache is None:
+            states, _ = self.forward(past.texts)
+            return states[:, -new.shape[1] :]
+        states, past.cache = self.forward(new, past.cache, remember=True)
+        return states
+
     def _prefill(self, packed: Packed, layout: PackedLayout) -> Tensor:
         """Read each prompt, those of one length together, so that no cache ever holds padding."""
         trunks = _trunks(packed)
@@ -80,7 +101,7 @@ class Plain:
             prompts = [index for index, trunk in enumerate(trunks) if len(trunk) == length]
             texts = torch.stack([trunks[index] for index in prompts])
             found, cache = self.forward(texts, remember=True)
-            pasts.append(_Past(prompts, texts, cache))
+            pasts.append(PlainPast(texts, cache, prompts))
             for index, own in zip(prompts, found, strict=True):
                 states[index] = own
         layout.past = pasts
@@ -130,13 +151,30 @@ class Plain:
         return True
 
 
-@dataclass(slots=True)
-class _Past:
-    """Texts of one length and what the model remembers of them; without a cache their tokens are kept."""
+class PlainPast:
+    """Texts of one length and what the model remembers of them: the cache, or the tokens where it has none.
 
-    rows: list[int]
-    texts: Tensor  # [R, T]
-    cache: Any
+    A new one is a single text of which nothing was read. Shapes: `texts` [R, T].
+    """
+
+    def __init__(self, texts: Tensor, cache: Any = None, rows: Iterable[int] = (0,)) -> None:
+        self.texts = texts
+        self.cache = cache
+        self.rows = list(rows)
+
+    def __len__(self) -> int:
+        return self.texts.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the texts and the cache."""
+        return _nbytes((self.texts, self.cache))
+
+    def head(self, length: int) -> "PlainPast":
+        """Return the past of the first tokens: of all, or of none, as what a model remembers can't be cut."""
+        if length == len(self):
+            return PlainPast(self.texts, deepcopy(self.cache))
+        return PlainPast(self.texts[:, :0])
 
     def pick(self, places: list[int]) -> None:
         """Keep these rows, in this order; one may be taken several times."""
@@ -147,13 +185,40 @@ class _Past:
             self.cache.reorder_cache(index)
 
 
-class PlainRows:
-    """The layout of rows being decoded on the plain path: rows whose texts have one length go together."""
+class PlainPasts:
+    """The layout of several texts read on, one behind the other. `lengths`: new tokens of each."""
 
-    def __init__(self, prefill: PackedLayout, row_prompts: list[int]) -> None:
-        self._device = prefill.packed.token_ids.device
-        self._pasts: list[_Past] = prefill.past
-        for past in self._pasts:
+    def __init__(self, pasts: Sequence[PlainPast], lengths: Sequence[int]) -> None:
+        self._pasts = pasts
+        self._lengths = list(lengths)
+
+    def read(self, plain: Plain, token_ids: Tensor) -> Tensor:
+        """Read each on by itself. Shapes: [N] -> [N, H]."""
+        found = []
+        start = 0
+        for past, new in zip(self._pasts, torch.split(token_ids, self._lengths), strict=True):
+            found.append(plain.read_on(past, new[None], start)[0])
+            start += len(new)
+        return torch.cat(found)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Raise: a model on this path runs its own attention."""
+        raise _own_attention()
+
+
+class PlainRows:
+    """The layout of rows being decoded: those that began together go together."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pasts: list[PlainPast] = []
+
+    @classmethod
+    def after(cls, prefill: PackedLayout, row_prompts: list[int]) -> Self:
+        """Return the rows that go on from prompts just read; those of one length go together."""
+        rows = cls(prefill.packed.token_ids.device)
+        rows._pasts = prefill.past
+        for past in rows._pasts:
             seats = [
                 (past.rows.index(prompt), row)
                 for row, prompt in enumerate(row_prompts)
@@ -161,24 +226,36 @@ class PlainRows:
             ]
             past.pick([seat for seat, _ in seats])
             past.rows = [row for _, row in seats]
+        return rows
 
-    def decode(self, plain: Plain, token_ids: Tensor) -> Tensor:
+    def __len__(self) -> int:
+        return sum(len(past.rows) for past in self._pasts)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all rows."""
+        return sum(past.nbytes for past in self._pasts)
+
+    def add(self, past: PlainPast, copies: int = 1) -> None:
+        """Take in rows that go on from a text, behind those there are."""
+        own = past.head(len(past))
+        before = len(self)
+        own.pick([0] * copies)
+        own.rows = list(range(before, before + copies))
+        self._pasts.append(own)
+
+    def read(self, plain: Plain, token_ids: Tensor) -> Tensor:
         """Let every row read one token. Shapes: [R] -> [R, H]."""
-        found: list[tuple[list[int], Tensor]] = []
+        found: list[Tensor] = []
         for past in self._pasts:
             new = token_ids[torch.tensor(past.rows, device=self._device)][:, None]
-            if past.cache is None:
-                past.texts = torch.cat([past.texts, new], dim=1)
-                states, _ = plain.forward(past.texts)
-            else:
-                states, past.cache = plain.forward(new, past.cache, remember=True)
-            found.append((past.rows, states[:, -1]))
-        order = torch.tensor([row for rows, _ in found for row in rows], device=self._device)
-        return torch.cat([states for _, states in found])[order.argsort()]
+            found.append(plain.read_on(past, new, past.rows[0])[:, -1])
+        order = torch.tensor([row for past in self._pasts for row in past.rows], device=self._device)
+        return torch.cat(found)[order.argsort()]
 
     def positions(self) -> Tensor:
         """Return a place for each row; the model counts its positions itself."""
-        return torch.zeros(sum(len(past.rows) for past in self._pasts), dtype=torch.long, device=self._device)
+        return torch.zeros(len(self), dtype=torch.long, device=self._device)
 
     def advance(self) -> None:
         """Nothing to count: the cache knows what it holds."""
@@ -195,7 +272,22 @@ class PlainRows:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Raise: a model on this path runs its own attention."""
-        raise RuntimeError("a model on the plain path runs its own attention")
+        raise _own_attention()
+
+
+def _own_attention() -> RuntimeError:
+    return RuntimeError("a model on the plain path runs its own attention")
+
+
+def _nbytes(held: Any) -> int:
+    """Return the memory of the tensors in something; models' caches are of many makes."""
+    if isinstance(held, Tensor):
+        return held.nbytes
+    if isinstance(held, Mapping):
+        return sum(map(_nbytes, held.values()))
+    if isinstance(held, list | tuple):
+        return sum(map(_nbytes, held))
+    return sum(map(_nbytes, vars(held).values())) if hasattr(held, "__dict__") else 0
 
 
 def _agree(ours: Tensor, own: Tensor) -> bool:

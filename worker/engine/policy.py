@@ -25,7 +25,8 @@ from worker.engine.linear import Joined, Mode, Product, mixture_of
 from worker.engine.llama import Llama
 from worker.engine.memory import check_room
 from worker.engine.packing import Packed
-from worker.engine.plain import Plain, PlainRows
+from worker.engine.pasts import FreeRows, Past, Pasts, Rows, TextPast
+from worker.engine.plain import Plain, PlainPast, PlainPasts, PlainRows
 from worker.engine.recompute import recompute_layers
 from worker.engine.seeds import derive
 from worker.engine.tape import Tape
@@ -46,6 +47,8 @@ class Policy:
         self._mode = Mode()
         self._layers = adapter.adapt(causal, config, self._mode)
         self._plain = plain
+        if plain is not None:
+            plain.mode = self._mode
         self._llama = Llama.of(causal, self._mode) if fast and plain is None else None
         self.adapter: dict[str, nn.Parameter] = {
             f"{adapter.PREFIX}{path}.{part}.default.weight": getattr(layer, part)
@@ -154,8 +157,22 @@ class Policy:
     def rows(self, prefill: PackedLayout, row_prompts: list[int]) -> DecodeLayout | PlainRows:
         """Return the layout of rows that go on from prompts just read."""
         if self._plain is not None:
-            return PlainRows(prefill, row_prompts)
+            return PlainRows.after(prefill, row_prompts)
         return DecodeLayout(prefill, row_prompts)
+
+    def new_past(self) -> TextPast:
+        """Return a text of which nothing was read yet. What was goes on as rows of `new_rows`."""
+        if self._plain is not None:
+            return PlainPast(torch.empty(1, 0, dtype=torch.long, device=self.device))
+        return Past()
+
+    def new_rows(self) -> FreeRows:
+        """Return a layout without rows, for those that come and go."""
+        return Rows(self.device) if self._plain is None else PlainRows(self.device)
+
+    def reading(self, pasts: Sequence[Any], lengths: Sequence[int]) -> Layout:
+        """Return the layout of texts that read on, one behind the other. `lengths`: new tokens of each."""
+        return Pasts(pasts, lengths) if self._plain is None else PlainPasts(pasts, lengths)
 
     def recompute(self) -> None:
         """Keep each layer's input alone for the backward pass, from now on: less memory, more time."""
@@ -255,11 +272,16 @@ class Policy:
     @contextmanager
     def mixed(self, names: Sequence[str | None]) -> Iterator[None]:
         """Send token i of each forward through the added adapter `names[i]`; None is the base model."""
-        self._mode.mixture = mixture_of(names, self.device, self.dtype)
+        if self._plain is None:
+            self._mode.mixture = mixture_of(names, self.device, self.dtype)
+        else:
+            self._plain.names = names
         try:
             yield
         finally:
             self._mode.mixture = None
+            if self._plain is not None:
+                self._plain.names = ()
 
     def add_adapter(self, name: str, directory: Path) -> None:
         """Hold an adapter of this base, in PEFT's layout, ready for `mixed`.

@@ -16,7 +16,7 @@ from app.core.errors import AppError, Unavailable
 from worker.engine.decoder import Decoder, Row
 from worker.engine.errors import EngineError, NonFinite
 from worker.engine.packing import shared_length
-from worker.engine.pasts import Past, Pasts, Rows
+from worker.engine.pasts import TextPast
 from worker.engine.policy import Policy
 from worker.serving.choices import Choice
 from worker.serving.prefixes import Prefixes
@@ -37,7 +37,7 @@ class _Entry:
 
     ticket: Ticket
     tokens: tuple[int, ...]
-    past: Past
+    past: TextPast
     returning: Choice | None = None
 
 
@@ -47,9 +47,9 @@ class Batch:
     def __init__(self, policy: Policy, *, most_rows: int) -> None:
         self._policy = policy
         self._most_rows = most_rows
-        self._layout = Rows(policy.device)
+        self._layout = policy.new_rows()
         self._decoder = Decoder(policy, self._layout)
-        self._prefixes = Prefixes()
+        self._prefixes = Prefixes(policy.new_past)
         self._waiting: Waiting[Ticket] = Waiting()
         self._returning: deque[tuple[Ticket, Choice]] = deque()
         self._reading: list[_Entry] = []
@@ -152,7 +152,7 @@ class Batch:
         states = self._read(pieces)
         for (entry, _), state in zip(pieces, states, strict=True):
             if len(entry.past) == len(entry.tokens):
-                self._token_bytes = entry.past.nbytes // len(entry.past)
+                self._token_bytes = max(1, entry.past.nbytes // len(entry.past))
                 self._reading.remove(entry)
                 self._let_in(entry, state)
         return True
@@ -169,7 +169,7 @@ class Batch:
         names = [entry.ticket.adapter for entry, piece in pieces for _ in piece]
         with self._policy.mixed(names):
             states = self._policy.hidden(
-                tokens, positions, Pasts([entry.past for entry, _ in pieces], lengths)
+                tokens, positions, self._policy.reading([entry.past for entry, _ in pieces], lengths)
             )
         return [part[-1:] for part in torch.split(states, lengths)]
 
@@ -201,7 +201,7 @@ class Batch:
         ticket.cached = len(past)
         return _Entry(ticket, ticket.tokens, past)
 
-    def _begin(self, ticket: Ticket, tokens: tuple[int, ...], rows: int) -> Past | None:
+    def _begin(self, ticket: Ticket, tokens: tuple[int, ...], rows: int) -> TextPast | None:
         """Return what is known of a text, or None where it must wait: for room, or for one it shares with."""
         if not self._fits(len(tokens), rows):
             return None
@@ -248,7 +248,7 @@ class Batch:
         free = (self.room - self._layout.nbytes) // (length * self._token_bytes)
         return max(1, min(free, self._most_rows - len(self._decoder.rows)))
 
-    def _join(self, ticket: Ticket, choices: Sequence[Choice], past: Past, state: Tensor) -> None:
+    def _join(self, ticket: Ticket, choices: Sequence[Choice], past: TextPast, state: Tensor) -> None:
         before = len(self._layout)
         self._layout.add(past, len(choices))
         rows = [choice.row for choice in choices]
@@ -300,7 +300,7 @@ class Batch:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._layout = Rows(self._policy.device)
+        self._layout = self._policy.new_rows()
         self._decoder = Decoder(self._policy, self._layout)
         self._choices.clear()
 

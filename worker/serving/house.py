@@ -20,7 +20,7 @@ import torch
 
 from app.core.errors import AppError, RateLimited, Unavailable
 from worker.engine.config import TrainingConfig
-from worker.engine.errors import EngineError, UnsupportedModel
+from worker.engine.errors import EngineError
 from worker.engine.policy import Policy
 from worker.serving.batch import Batch
 from worker.serving.preparing import Preparing
@@ -295,8 +295,6 @@ class House(threading.Thread):
             size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
             self._ask(lambda: self._make_room(name, 2 * size)).result()
             policy = Policy.load(directory, config=_CONFIG)
-            if not policy.shares_prompts:
-                raise UnsupportedModel("its rows can't join a batch here; vLLM may serve it (providers.toml)")
             opened = ExitStack()
             opened.enter_context(policy.serving())
             batch = Batch(policy, most_rows=self._limits.rows)

@@ -5,12 +5,12 @@ Used by `batch.py`.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.engine.pasts import Past
+from worker.engine.pasts import TextPast
 
 # A shorter beginning, such as a template's first words, is not worth its copy.
 _LEAST = 16
@@ -21,11 +21,12 @@ Key = tuple[str | None, tuple[int, ...]]
 class Prefixes:
     """Pasts of whole prompts."""
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Key, tuple[NDArray[np.int64], Past]] = OrderedDict()
+    def __init__(self, new_past: Callable[[], TextPast]) -> None:
+        self._new_past = new_past
+        self._kept: OrderedDict[Key, tuple[NDArray[np.int64], TextPast]] = OrderedDict()
         self.nbytes = 0
 
-    def find(self, adapter: str | None, tokens: Sequence[int]) -> Past:
+    def find(self, adapter: str | None, tokens: Sequence[int]) -> TextPast:
         """Return the longest past that these tokens begin with, leaving at least one to read.
 
         It may be empty. What is read on from it leaves what is kept as it is.
@@ -42,11 +43,11 @@ class Prefixes:
             if shared > length:
                 best, length = key, shared
         if best is None:
-            return Past()
+            return self._new_past()
         self._kept.move_to_end(best)
         return self._kept[best][1].head(length)
 
-    def keep(self, adapter: str | None, tokens: Sequence[int], past: Past) -> None:
+    def keep(self, adapter: str | None, tokens: Sequence[int], past: TextPast) -> None:
         """Keep what was read of a prompt."""
         key = (adapter, tuple(tokens))
         if key in self._kept:
