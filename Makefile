@@ -21,6 +21,9 @@ MODELS_STAMP := .venv/.models-$(call sum,locks/models.txt)
 # The trainer the engine is measured beside has an environment of its own, with the same torch.
 BENCH_TORCH_STAMP := .bench/$(TORCH_NAME)
 BENCH_STAMP := .bench/.trl-$(call sum,locks/bench.txt)
+# So has the engine that serving is measured beside.
+VLLM_TORCH_STAMP := .vllm/$(TORCH_NAME)
+VLLM_STAMP := .vllm/.vllm-$(call sum,locks/vllm.txt)
 # What Python graders may import: OpenAI's versions of the usual five, or of all sixteen with GRADERS=all,
 # which stays until GRADERS=usual takes it back.
 GRADERS ?= $(if $(wildcard .graders/.stamp-all-*),all,usual)
@@ -124,7 +127,7 @@ bench-graders: $(DEV_STAMP) graders ## attack the sandbox as root and as nobody,
 	@$(BIN)/python -m tests.bench.judges
 
 .PHONY: bench-serve
-bench-serve: $(DEV_STAMP) model ## apart from `bench`: time serving beside transformers; share the machine with a job
+bench-serve: $(DEV_STAMP) $(VLLM_STAMP) model ## apart from `bench`: serve beside transformers and vLLM (3.5 GB), and beside a job
 	@$(BIN)/python -W ignore -m tests.bench.serve
 
 .PHONY: bench-export
@@ -153,9 +156,9 @@ system:
 		echo "The tests need these system packages:" $$missing "- install them, or name a browser with CHROMIUM=/path."; exit 1; \
 	fi
 
-# An environment is the folder a target lies in: .venv or .bench.
+# An environment is the folder a target lies in: .venv, .bench or .vllm.
 ENV = $(firstword $(subst /, ,$@))
-.venv/bin/python .bench/bin/python:
+.venv/bin/python .bench/bin/python .vllm/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is not installed: install Python 3.11, 3.12 or 3.13."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Tunesmith needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 ..."; exit 1; }
@@ -164,7 +167,8 @@ ENV = $(firstword $(subst /, ,$@))
 
 $(TORCH_STAMP): | .venv/bin/python
 $(BENCH_TORCH_STAMP): | .bench/bin/python
-$(TORCH_STAMP) $(BENCH_TORCH_STAMP):
+$(VLLM_TORCH_STAMP): | .vllm/bin/python
+$(TORCH_STAMP) $(BENCH_TORCH_STAMP) $(VLLM_TORCH_STAMP):
 	@echo "Installing torch (minutes, once)."
 	@pip="$(ENV)/bin/python $(INSTALL)"; case "$(TORCH)" in \
 	cpu) $$pip -r locks/torch-cpu.txt ;; \
@@ -181,6 +185,11 @@ $(BENCH_STAMP): $(BENCH_TORCH_STAMP)
 	@echo "Installing TRL, which the engine is measured beside."
 	@.bench/bin/python $(INSTALL) -r locks/bench.txt
 	@rm -f .bench/.trl-* && touch $@
+
+$(VLLM_STAMP): $(VLLM_TORCH_STAMP)
+	@echo "Installing vLLM, which serving is measured beside (minutes, once)."
+	@.vllm/bin/python $(INSTALL) -r locks/vllm.txt
+	@rm -f .vllm/.vllm-* && touch $@
 
 $(SERVICE_STAMP): $(TORCH_STAMP)
 	@echo "Installing packages (a minute, once)."

@@ -1,9 +1,9 @@
-"""Serving beside transformers: speed, first tokens, adapters in a batch, memory, a job beside a chat.
+"""Serving beside transformers and vLLM: speed, first tokens, adapters in a batch, memory, a job beside it.
 
 `python -m tests.bench.serve` starts a real inference process on a throw-away data folder with the default
 model and prints a line for each figure. It exits non-zero when a *claim* fails: greedy answers that differ
-from those of transformers where the model is not undecided, or the sharing of the machine with a job.
-Speeds are printed only.
+from those of transformers where the model is not undecided, the sharing of the machine with a job, or what
+vLLM answers in our process's place (`serve_vllm.py`). Speeds are printed only.
 """
 
 import argparse
@@ -16,13 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.bench.serve_process import ADAPTERS, MODEL, Inference, store
+from tests.bench.serve_process import ADAPTERS, MODEL, Inference, peak, store
+from tests.bench.serve_vllm import NAME, Vllm, drive
 
 TOKENS = 48
 STREAMS = (1, 8, 32)
@@ -75,9 +77,11 @@ async def ask(client: httpx.AsyncClient, model: str, text: str, most: int = TOKE
     return found
 
 
-async def together(inference: Inference, models: Sequence[str], **body: Any) -> tuple[float, list[Stream]]:
+async def together(
+    engine: Inference | Vllm, models: Sequence[str], **body: Any
+) -> tuple[float, list[Stream]]:
     """Ask each model once, all at the same time; return the seconds it took and what was seen."""
-    async with inference.client() as client:
+    async with engine.client() as client:
         started = time.perf_counter()
         streams = await asyncio.gather(
             *(ask(client, model, QUESTIONS[place], **body) for place, model in enumerate(models))
@@ -90,21 +94,44 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def speed(inference: Inference, peer: "Peer") -> None:
-    """Print both sides' tokens a second, in turn, at each number of streams."""
+def speed(inference: Inference, peer: "Peer", vllm: Vllm | None) -> None:
+    """Print all sides' tokens a second, in turn, at each number of streams."""
     for count in STREAMS:
-        ours, theirs, first = [], [], []
+        ours, theirs, other = Pace(), [], Pace()
         for _ in range(2):
-            seconds, streams = asyncio.run(together(inference, [MODEL] * count, **ENDLESS))
-            ours.append(sum(stream.tokens for stream in streams) / seconds)
-            first += [stream.first for stream in streams]
+            ours.take(asyncio.run(together(inference, [MODEL] * count, **ENDLESS)))
             theirs.append(peer.speed(count))
-        us, them = max(ours), max(theirs)
+            if vllm is not None:
+                other.take(asyncio.run(together(vllm, [NAME] * count, **ENDLESS)))
+        us, them = max(ours.speeds), max(theirs)
+        beside = ""
+        if vllm is not None:
+            beside = f" vllm_tokens_per_s={max(other.speeds):.1f} {other.first('vllm_')}"
         print(
             f"SERVE streams={count} ours_tokens_per_s={us:.1f} transformers_tokens_per_s={them:.1f} "
-            f"ratio={us / them:.2f} first_token_p50={quantile(first, 0.5):.2f} "
-            f"first_token_p95={quantile(first, 0.95):.2f}",
+            f"ratio={us / them:.2f} {ours.first()}{beside}",
             flush=True,
+        )
+
+
+@dataclass
+class Pace:
+    """Tokens a second of each round, and the seconds to every first token."""
+
+    speeds: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+
+    def take(self, round_: tuple[float, list[Stream]]) -> None:
+        """Note a round."""
+        seconds, streams = round_
+        self.speeds.append(sum(stream.tokens for stream in streams) / seconds)
+        self.firsts += [stream.first for stream in streams]
+
+    def first(self, whose: str = "") -> str:
+        """Return the figures of first tokens, as they are printed."""
+        return (
+            f"{whose}first_token_p50={quantile(self.firsts, 0.5):.2f} "
+            f"{whose}first_token_p95={quantile(self.firsts, 0.95):.2f}"
         )
 
 
@@ -176,21 +203,13 @@ class Peer:
 
     def peak(self) -> float:
         """Return the most memory it ever held, in MB."""
-        return peak(self._process.pid)
+        return peak((self._process.pid,))
 
     def end(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)
-
-
-def peak(pid: int) -> float:
-    """Return the most memory a process ever held, in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    raise ValueError(f"process {pid} does not say what it holds")
 
 
 def sharing(inference: Inference) -> int:
@@ -234,28 +253,36 @@ def sharing(inference: Inference) -> int:
 def main() -> int:
     """Print every figure; return the exit code."""
     parser = argparse.ArgumentParser()
-    parts = ("exact", "speed", "adapters", "sharing")
+    parts = ("exact", "speed", "adapters", "sharing", "vllm")
     parser.add_argument("--only", choices=parts, help="one part alone")
     only = parser.parse_args().only
     # An end from outside ends the processes too.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    wanted = {only} if only else set(parts)
     failed = 0
-    with (
-        tempfile.TemporaryDirectory(prefix="tunesmith-serve-") as folder,
-        Inference(Path(folder)) as inference,
-    ):
-        peer = Peer() if only in (None, "exact", "speed") else None
-        if peer is not None and only in (None, "exact"):
-            failed |= exact(inference, peer)
-        if peer is not None and only in (None, "speed"):
-            speed(inference, peer)
-        if only in (None, "adapters"):
-            adapters(inference)
-        theirs = f" transformers_peak_mb={peer.peak():.0f}" if peer is not None else ""
-        print(f"MEMORY ours_peak_mb={peak(inference.pid):.0f}{theirs}", flush=True)
-        if peer is not None:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tunesmith-serve-")))
+        inference = stack.enter_context(Inference(folder))
+        vllm = None
+        if wanted & {"speed", "vllm"}:
+            vllm = stack.enter_context(Vllm(folder / "vllm.log"))
+        if wanted & {"exact", "speed"}:
+            peer = Peer()
+            if "exact" in wanted:
+                failed |= exact(inference, peer)
+            if "speed" in wanted:
+                speed(inference, peer, vllm)
+            print(f"MEMORY transformers_peak_mb={peer.peak():.0f}", flush=True)
             peer.end()
-        if only in (None, "sharing"):
+        if "adapters" in wanted:
+            adapters(inference)
+        print(f"MEMORY ours_peak_mb={peak((inference.pid,)):.0f}", flush=True)
+        if vllm is not None:
+            print(f"MEMORY vllm_peak_mb={vllm.peak():.0f}", flush=True)
+        if vllm is not None and "vllm" in wanted:
+            failed |= bool(drive(inference, vllm))
+            vllm.kill()
+        if "sharing" in wanted:
             failed |= sharing(inference)
     return failed
 

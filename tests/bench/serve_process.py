@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,16 @@ def store() -> Path:
     return folder
 
 
+def peak(pids: Iterable[int]) -> float:
+    """Return the most memory that processes ever held, each for itself, in MB."""
+    total = 0.0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                total += int(line.split()[1]) / 1024
+    return total
+
+
 class Inference:
     """The process, for a `with` block. `pid` is its number."""
 
@@ -46,14 +56,14 @@ class Inference:
         settings = self._settings
         settings.inference_socket.parent.mkdir(parents=True)
         migrate.upgrade(settings)
-        self._context = Context.build(settings)
+        self.context = Context.build(settings)
         found = {}
         for model in base_models.scan(settings):
             found[model.id] = {**asdict(model), "path": str(model.path)}
-        with self._context.db.transaction() as session:
+        with self.context.db.transaction() as session:
             models.register_base_models(session, found=found)
-        self._run("adapters", str(self._context.storage.path("adapters")))
-        with self._context.db.transaction() as session:
+        self._run("adapters", str(self.context.storage.path("adapters")))
+        with self.context.db.transaction() as session:
             for number, name in enumerate(ADAPTERS):
                 session.add(
                     Model(
@@ -68,19 +78,19 @@ class Inference:
         environment = {**os.environ, "TUNESMITH_DATA": str(settings.root)}
         self._process = subprocess.Popen((sys.executable, "-m", "worker.serving"), env=environment)
         self.pid = self._process.pid
-        with httpx.Client(transport=httpx.HTTPTransport(uds=self._socket), timeout=300) as client:
+        with self.blocking_client() as client:
             until = time.monotonic() + 60
             while not settings.inference_socket.exists():
                 if time.monotonic() > until:
                     raise TimeoutError("the inference process does not start")
                 time.sleep(0.1)
-            client.post("http://inference/v1/models/load", json={"model": MODEL}).raise_for_status()
+            client.post("/v1/models/load", json={"model": MODEL}).raise_for_status()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(30)
-        self._context.db.dispose()
+        self.context.db.dispose()
 
     @property
     def _socket(self) -> str:
@@ -92,10 +102,15 @@ class Inference:
         transport = httpx.AsyncHTTPTransport(uds=self._socket, limits=limits)
         return httpx.AsyncClient(transport=transport, base_url="http://inference", timeout=600)
 
+    def blocking_client(self) -> httpx.Client:
+        """Return a client of the process for a thread."""
+        transport = httpx.HTTPTransport(uds=self._socket)
+        return httpx.Client(transport=transport, base_url="http://inference", timeout=600)
+
     @contextmanager
     def training(self) -> Iterator[None]:
         """Have a job at work on this machine, which the process learns from the worker's heartbeat."""
-        with self._context.db.transaction() as session:
+        with self.context.db.transaction() as session:
             heartbeats.beat(session, part="worker", detail={"trainers": ["ftjob-bench"]})
         self._job = self._run("job", str(self._folder / "job"), wait=False)
         try:
@@ -107,7 +122,7 @@ class Inference:
     def job_step(self) -> float:
         """Let the job take a step and return its seconds."""
         # As the worker does: a beat that grows old says that nobody trains.
-        with self._context.db.transaction() as session:
+        with self.context.db.transaction() as session:
             heartbeats.beat(session, part="worker", detail={"trainers": ["ftjob-bench"]})
         self._job.stdin.write("step\n")
         self._job.stdin.flush()
