@@ -65,7 +65,7 @@ def check_room(model_dir: Path, config: TrainingConfig, device: torch.device, dt
         place = "on the GPU" if device.type == "cuda" else "on this machine"
         listed = ", ".join(f"{name} {readable(size)}" for name, size in parts.items())
         raise ModelTooLarge(
-            f"{model_dir.name} does not fit into memory: training it takes about {readable(total)} "
+            f"{model_dir.name} does not fit into memory: computing with it takes about {readable(total)} "
             f"({listed}), and {readable(free)} are free {place}. Use a smaller model, a lower "
             "max_completion_tokens, or a machine with more memory."
         )
