@@ -66,7 +66,7 @@ login: $(SERVICE_STAMP) ## print a new login address for the dashboard
 .PHONY: test
 test: system lint graders $(MODELS_STAMP) ## lint, types, import contracts, then every test
 	@$(BIN)/python -m tests.clients.node_client
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: bench
 bench: bench-api bench-fuzz bench-graders bench-long bench-resume bench-export ## run the benchmarks of minutes; a failed claim ends it (engine, learning: apart)

@@ -23,6 +23,7 @@ from app.services.chat_request import ChatRequest
 from app.services.response_events import Event, Growth
 
 ENDINGS = ("response.completed", "response.incomplete", "response.failed")
+UNENDED = ("queued", "in_progress")
 # Whoever answers in the background and has not been heard of for so long is gone.
 LEASE_SECONDS = 30.0
 _INTERRUPTED = {
@@ -85,7 +86,7 @@ def conversation_before(
     rows = session.scalars(
         select(Response).join(chain, Response.id == chain.c.id).order_by(chain.c.age.desc())
     ).all()
-    if any(row.lease_expires_at is not None for row in rows):
+    if any(whole(session, row)["status"] in UNENDED for row in rows):
         raise InvalidRequest(
             f"Previous response with id '{previous_id}' is still under way. Retrieve it until it has ended.",
             param="previous_response_id",

@@ -279,15 +279,19 @@ def _own_attention() -> RuntimeError:
     return RuntimeError("a model on the plain path runs its own attention")
 
 
-def _nbytes(held: Any) -> int:
+def _nbytes(held: Any, seen: set[int] | None = None) -> int:
     """Return the memory of the tensors in something; models' caches are of many makes."""
+    seen = set() if seen is None else seen
+    if id(held) in seen or isinstance(held, type):
+        return 0
+    seen.add(id(held))
     if isinstance(held, Tensor):
         return held.nbytes
     if isinstance(held, Mapping):
-        return sum(map(_nbytes, held.values()))
-    if isinstance(held, list | tuple):
-        return sum(map(_nbytes, held))
-    return sum(map(_nbytes, vars(held).values())) if hasattr(held, "__dict__") else 0
+        held = list(held.values())
+    elif not isinstance(held, list | tuple):
+        held = list(vars(held).values()) if hasattr(held, "__dict__") else []
+    return sum(_nbytes(one, seen) for one in held)
 
 
 def _agree(ours: Tensor, own: Tensor) -> bool:

@@ -132,6 +132,9 @@ def test_one_whose_maker_is_gone_has_failed(
     assert lost.error is not None
     assert "stopped while it made this response" in lost.error.message
     wait_until(engine.left.is_set)
+    engine.delay = 0.0
+    further = client.responses.create(model=MODEL, input="three", previous_response_id=begun.id)
+    assert further.output_text == "three"
     assert client.responses.cancel(begun.id).status == "failed"
 
 

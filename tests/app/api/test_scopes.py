@@ -17,7 +17,12 @@ ROUTES = sorted(
     if isinstance(route, APIRoute)
     for method in route.methods
 )
-FREE = {("GET", "/models"), ("GET", "/models/{model_id:path}"), ("GET", "/webhook_event_types")}
+FREE = {
+    ("GET", "/models"),
+    ("GET", "/models/{model_id:path}"),
+    ("GET", "/models/{model_id:path}/serving"),
+    ("GET", "/webhook_event_types"),
+}
 
 
 def _key(server: Server, *scopes: str) -> str:

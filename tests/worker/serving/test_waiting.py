@@ -36,7 +36,7 @@ def past(length: int) -> Past:
 
 
 def test_the_longest_shared_beginning_is_found_by_adapter() -> None:
-    prefixes = Prefixes()
+    prefixes = Prefixes(Past)
     text = list(range(100, 200))
     prefixes.keep(None, text[:40], past(40))
     prefixes.keep(None, [*text[:60], 1, 2, 3], past(63))
@@ -52,7 +52,7 @@ def test_the_longest_shared_beginning_is_found_by_adapter() -> None:
 
 
 def test_the_longest_unused_goes_first() -> None:
-    prefixes = Prefixes()
+    prefixes = Prefixes(Past)
     for start in (0, 1000, 2000):
         prefixes.keep(None, list(range(start, start + 50)), past(50))
     each = past(50).nbytes
