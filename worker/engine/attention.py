@@ -29,6 +29,19 @@ class Layout(Protocol):
         """Return the output [N, Hq, D] of queries [Hq, N, D] and their own keys, values [Hkv, N, D]."""
 
 
+class RowLayout(Layout, Protocol):
+    """Keys and values of the rows being decoded, in the decoder's order."""
+
+    def positions(self) -> Tensor:
+        """Return the position of each row's next token: [R]."""
+
+    def advance(self) -> None:
+        """Count the token just decoded in every row."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every row but these."""
+
+
 class Rule:
     """A layer's own constants: scale, sliding window and soft cap."""
 

@@ -7,28 +7,15 @@ prompts (`decoding.py`, training) or rows of any length (`pasts.py`, serving). W
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from worker.engine.attention import Layout
+from worker.engine.attention import RowLayout
 from worker.engine.drawing import draw_telling
 from worker.engine.grammar import Bits, Cursor, disallowed
 from worker.engine.policy import Policy
-
-
-class RowLayout(Layout, Protocol):
-    """Keys and values of the rows being decoded, in the decoder's order."""
-
-    def positions(self) -> Tensor:
-        """Return the position of each row's next token: [R]."""
-
-    def advance(self) -> None:
-        """Count the token just decoded in every row."""
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop every row but these."""
 
 
 @dataclass(frozen=True, slots=True)

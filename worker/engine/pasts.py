@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.attention import Layout, Rule, attend_where, capped
+from worker.engine.attention import RowLayout, Rule, attend_where, capped
 
 _LOWEST_SHELF = 64
 
@@ -33,7 +33,7 @@ class TextPast(Protocol):
         """Return the past of the first tokens, or of none of them; reading on leaves this one as it is."""
 
 
-class FreeRows(Layout, Protocol):
+class FreeRows(RowLayout, Protocol):
     """Rows that go on from pasts, come and go."""
 
     def __len__(self) -> int: ...
@@ -44,15 +44,6 @@ class FreeRows(Layout, Protocol):
 
     def add(self, past: Any, copies: int = 1) -> None:
         """Take in rows that go on from a past, behind those there are."""
-
-    def positions(self) -> Tensor:
-        """Return the position of each row's next token: [R]."""
-
-    def advance(self) -> None:
-        """Count the token just decoded in every row."""
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop every row but these."""
 
 
 class Past:
