@@ -69,6 +69,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(context, ended), name="heartbeat", daemon=True)
     beating.start()
+    app.state.background.start()
     yield
     await app.state.background.stop()
     ended.set()

@@ -6,11 +6,11 @@ its row from the beginning, with a lease that whoever makes it renews. Called by
 Source: https://platform.openai.com/docs/api-reference/responses
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import aclosing
 from typing import Any
 
-from sqlalchemy import delete, literal, select, update
+from sqlalchemy import ColumnElement, delete, literal, select, update
 from sqlalchemy.orm import Session
 
 from app.core.db import database_now
@@ -99,33 +99,53 @@ def conversation_before(
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    return [item for row in rows for item in (*row.input, *row.answer["output"])]
+    said = [item for row in rows for item in (*row.input, *row.answer["output"])]
+    # A call whose arguments broke off was never made.
+    return [
+        item for item in said if item.get("type") != "function_call" or item.get("status") != "incomplete"
+    ]
 
 
-def store(session: Session, *, project_id: str, growth: Growth) -> Response:
+def store(session: Session, *, project_id: str, growth: Growth) -> None:
     """Keep a response with its own input; one that is still to be made gets its first lease."""
-    row = Response(
-        id=growth.id,
-        project_id=project_id,
-        previous_id=growth.request.previous_id,
-        input=growth.request.input,
-        answer=growth.response(),
-        created_at=growth.created,
-        lease_expires_at=database_now() + LEASE_SECONDS if growth.request.in_background else None,
+    session.add(
+        Response(
+            id=growth.id,
+            project_id=project_id,
+            previous_id=growth.request.previous_id,
+            input=growth.request.input,
+            answer=growth.response(),
+            created_at=growth.created,
+            lease_expires_at=database_now() + LEASE_SECONDS if growth.request.in_background else None,
+        )
     )
-    session.add(row)
     session.flush()
-    return row
 
 
-def renew(session: Session, answer: dict[str, Any]) -> bool:
-    """Write down how far a response has come; False when it was cancelled, deleted or taken for lost."""
-    return _write(session, answer, lease_expires_at=database_now() + LEASE_SECONDS)
+def renew(session: Session, response_ids: Sequence[str], *, begun: Set[str]) -> set[str]:
+    """Renew the leases of responses under way and return those still wanted: nobody cancelled, deleted or
+    took them for lost. What has `begun` to be answered is in progress from now on.
+    """
+    renewed = session.execute(
+        update(Response)
+        .where(Response.id.in_(response_ids), _is_held())
+        .values(lease_expires_at=database_now() + LEASE_SECONDS)
+        .returning(Response.id)
+    )
+    wanted = {row.id for row in renewed}
+    for row in session.scalars(select(Response).where(Response.id.in_(wanted & begun))):
+        row.answer = {**row.answer, "status": "in_progress"}
+    session.flush()
+    return wanted
 
 
-def finish(session: Session, answer: dict[str, Any]) -> bool:
-    """Write down the end of a response in the background; False when nobody wants it any more."""
-    return _write(session, answer, lease_expires_at=None)
+def finish(session: Session, answer: dict[str, Any]) -> None:
+    """Write down the end of a response in the background, unless nobody wants it any more."""
+    session.execute(
+        update(Response)
+        .where(Response.id == answer["id"], _is_held())
+        .values(answer=answer, lease_expires_at=None)
+    )
 
 
 def abandon(session: Session, response_ids: Sequence[str]) -> None:
@@ -144,9 +164,9 @@ def whole(session: Session, row: Response) -> dict[str, Any]:
     return _ended(row.answer, "failed") | {"error": _INTERRUPTED}
 
 
-def get_response(session: Session, *, project_id: str, response_id: str) -> Response:
-    """Return a kept response. Raises: NotFound."""
-    row = session.get(Response, response_id)
+def get_response(session: Session, *, project_id: str, response_id: str, to_change: bool = False) -> Response:
+    """Return a kept response, locked against whoever makes it when it is `to_change`. Raises: NotFound."""
+    row = session.get(Response, response_id, with_for_update=to_change)
     if row is None or row.project_id != project_id:
         raise NotFound(f"Response with id '{response_id}' not found.", param="response_id")
     return row
@@ -157,7 +177,7 @@ def cancel_response(session: Session, *, project_id: str, response_id: str) -> d
 
     Raises: NotFound; InvalidRequest for one that was answered while its client waited.
     """
-    row = get_response(session, project_id=project_id, response_id=response_id)
+    row = get_response(session, project_id=project_id, response_id=response_id, to_change=True)
     if not row.answer["background"]:
         raise InvalidRequest(
             "Only a response in the background can be cancelled, and this one was answered while its client "
@@ -176,7 +196,7 @@ def cancel_response(session: Session, *, project_id: str, response_id: str) -> d
 
 def delete_response(session: Session, *, project_id: str, response_id: str) -> None:
     """Forget a response; one that went on from it can't be gone on from any more. Raises: NotFound."""
-    session.delete(get_response(session, project_id=project_id, response_id=response_id))
+    session.delete(get_response(session, project_id=project_id, response_id=response_id, to_change=True))
     session.flush()
 
 
@@ -188,14 +208,8 @@ def forget_old(session: Session, *, before: float) -> int:
     return len(gone)
 
 
-def _write(session: Session, answer: dict[str, Any], **lease: Any) -> bool:
-    written = session.execute(
-        update(Response)
-        .where(Response.id == answer["id"], Response.lease_expires_at > database_now())
-        .values(answer=answer, **lease)
-        .returning(Response.id)
-    )
-    return written.first() is not None
+def _is_held() -> ColumnElement[bool]:
+    return Response.lease_expires_at > database_now()
 
 
 def _ended(answer: dict[str, Any], status: str) -> dict[str, Any]:

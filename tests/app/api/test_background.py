@@ -1,11 +1,18 @@
 """Responses in the background through the official client: retrieved, cancelled, deleted, and lost."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import openai
 import pytest
 from openai.types.responses import Response
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
+from app.api import background
 from app.core import migrate
 from app.core.context import Context
 from app.core.settings import Settings
@@ -21,6 +28,13 @@ def engine(server: Server) -> Iterator[EngineServer]:
     with engine_running() as engine:
         engine.write_providers(server.context.settings.root, MODEL)
         yield engine
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is busy or away is asked for a while, and not for minutes."""
+    monkeypatch.setattr(background, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(background, "RETRY_SECONDS", 0.1)
 
 
 def _begin(client: openai.OpenAI, text: str = "one two") -> Response:
@@ -52,16 +66,14 @@ def test_it_is_made_while_nobody_waits(client: openai.OpenAI, server: Server, en
     assert client.responses.cancel(made.id).to_dict() == made.to_dict()
 
 
-def test_what_is_said_so_far_can_be_read(client: openai.OpenAI, engine: EngineServer) -> None:
+def test_one_that_is_being_said_is_in_progress(client: openai.OpenAI, engine: EngineServer) -> None:
     engine.pause = 0.3
-    begun = _begin(client, " ".join(f"word{n}" for n in range(20)))
-    wait_until(lambda: "word19 word18" in client.responses.retrieve(begun.id).output_text)
-    partly = client.responses.retrieve(begun.id)
-    assert partly.status == "in_progress"
-    ended = client.responses.cancel(begun.id)
-    assert ended.status == "cancelled"
-    assert ended.output_text.startswith("word19 word18")
-    assert ended.output[0].to_dict()["status"] == "incomplete"
+    begun = _begin(client, " ".join(f"word{n}" for n in range(40)))
+    partly = _status(client, begun.id, "in_progress")
+    assert partly.output == []
+    assert client.responses.cancel(begun.id).status == "cancelled"
+    assert engine.left.wait(10)
+    assert client.responses.retrieve(begun.id).status == "cancelled"
 
 
 @BOTH
@@ -110,6 +122,147 @@ def test_one_that_fails_says_why(
     assert failed.error is not None
     assert failed.error.code == code
     assert message in failed.error.message
+
+
+def test_a_busy_engine_is_asked_again(
+    client: openai.OpenAI, engine: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "PATIENCE_SECONDS", 60.0)
+    engine.refusal = (429, {})
+    begun = _begin(client)
+    wait_until(lambda: len(engine.asked) > 2)
+    assert client.responses.retrieve(begun.id).status == "queued"
+    engine.refusal = None
+    assert _status(client, begun.id, "completed").output_text == "two one"
+
+
+@pytest.mark.parametrize("bound", ["MOST", "MOST_OF_PROJECT"])
+def test_so_many_and_no_more(
+    client: openai.OpenAI,
+    server: Server,
+    engine: EngineServer,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: str,
+) -> None:
+    monkeypatch.setattr(background, bound, 3)
+    engine.delay = 60.0
+    with ThreadPoolExecutor(12) as threads:
+        tried = [threads.submit(_begin, client.with_options(max_retries=0)) for _ in range(12)]
+    begun = [one.result() for one in tried if one.exception() is None]
+    refused = [one.exception() for one in tried if one.exception() is not None]
+    assert len(begun) == 3
+    assert {type(problem) for problem in refused} == {openai.RateLimitError}
+    _, key = server.new_key("other")
+    other = client.with_options(api_key=key, max_retries=0)
+    if bound == "MOST":
+        with pytest.raises(openai.RateLimitError, match="by this service"):
+            _begin(other)
+    else:
+        _begin(other)
+    client.responses.cancel(begun[0].id)
+    wait_until(engine.left.is_set)
+    wait_until(lambda: _begins(client))
+
+
+def _begins(client: openai.OpenAI) -> bool:
+    try:
+        return _begin(client.with_options(max_retries=0)).status == "queued"
+    except openai.RateLimitError:
+        return False
+
+
+def test_an_end_that_is_not_written_is_written_later(
+    client: openai.OpenAI, engine: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, tries = responses.finish, []
+
+    def fails_first(session: Session, answer: dict[str, Any]) -> None:
+        tries.append(answer["id"])
+        if len(tries) == 1:
+            raise OperationalError("", {}, Exception("database is locked"))
+        finish(session, answer)
+
+    monkeypatch.setattr(responses, "finish", fails_first)
+    begun = _begin(client)
+    assert _status(client, begun.id, "completed").output_text == "two one"
+    assert tries == [begun.id] * 2
+
+
+def test_a_database_that_is_slow_leaves_the_others_alone(
+    client: openai.OpenAI, engine: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More ends wait to be written than the web process has threads, and everybody else is answered."""
+    engine.delay = 2.0
+    begun = [_begin(client) for _ in range(50)]
+    finish, released = responses.finish, threading.Event()
+
+    def slow(session: Session, answer: dict[str, Any]) -> None:
+        released.wait(60)
+        finish(session, answer)
+
+    monkeypatch.setattr(responses, "finish", slow)
+    wait_until(lambda: len(engine.asked) == len(begun))
+    time.sleep(engine.delay + 0.5)
+    try:
+        assert client.with_options(timeout=20).models.retrieve(MODEL).id == MODEL
+    finally:
+        released.set()
+    for one in begun:
+        _status(client, one.id, "completed")
+
+
+@BOTH
+def test_a_cancel_does_not_undo_an_end(
+    client: openai.OpenAI, server: Server, engine: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is written while a cancelling transaction has begun: whoever is first has the last word."""
+    engine.delay = 60.0
+    begun = _begin(client)
+    whole, looked = responses.whole, threading.Event()
+
+    def slow(session: Session, row: Row) -> dict[str, Any]:
+        answer = whole(session, row)
+        if not looked.is_set():
+            looked.set()
+            time.sleep(0.5)
+        return answer
+
+    monkeypatch.setattr(responses, "whole", slow)
+    with ThreadPoolExecutor(1) as threads:
+        cancelling = threads.submit(client.responses.cancel, begun.id)
+        assert looked.wait(10)
+        with server.context.db.transaction() as session:
+            responses.finish(session, begun.to_dict() | {"status": "completed"})
+            row = responses.get_response(session, project_id=server.project_id, response_id=begun.id)
+            seen = row.answer["status"]
+        told = cancelling.result().status
+    assert (seen, told) == ("cancelled", "cancelled")
+    assert client.responses.retrieve(begun.id).status == told
+
+
+def test_a_process_that_stops_writes_what_is_ready(
+    api_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(api_settings)
+    finish, writing = responses.finish, threading.Event()
+
+    def slow(session: Session, answer: dict[str, Any]) -> None:
+        writing.set()
+        time.sleep(0.5)
+        finish(session, answer)
+
+    monkeypatch.setattr(responses, "finish", slow)
+    with engine_running() as engine, serving(api_settings) as server:
+        engine.write_providers(api_settings.root, MODEL)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
+        begun = _begin(client)
+        client.close()
+        assert writing.wait(10)
+    context = Context.build(api_settings)
+    with context.db.reading() as session:
+        row = responses.get_response(session, project_id=server.project_id, response_id=begun.id)
+        assert responses.whole(session, row)["status"] == "completed"
+    context.db.dispose()
 
 
 def test_without_an_engine_nothing_is_begun(client: openai.OpenAI, server: Server) -> None:
