@@ -19,8 +19,9 @@ def list_models(context: InContext, session: InSession, caller: ByCaller) -> Cat
 
 @router.get("/{model_id:path}")
 def retrieve_model(context: InContext, session: InSession, caller: ByCaller, model_id: str) -> ModelObject:
-    """Return one model."""
-    model = models.get_model(session, project_id=caller.project_id, model_id=model_id)
+    """Return one model; an alias names the one that answers for it."""
+    wanted = context.settings.model_aliases.get(model_id, model_id)
+    model = models.get_model(session, project_id=caller.project_id, model_id=wanted)
     return model_object(model, organization=context.settings.organization)
 
 

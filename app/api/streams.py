@@ -70,13 +70,18 @@ async def _lines(
 ) -> AsyncIterator[str]:
     # Closed whatever happens: that is what ends the engine's work when the client has gone.
     async with aclosing(pieces):
+        last = first
         try:
             yield _event(first, named=named)
             async for piece in pieces:
+                last = piece
                 yield _event(piece, named=named)
         except (AppError, SQLAlchemyError) as problem:
             # The status is out already. A stream that ends like this is not marked as done.
-            yield _event(_told(problem), named=False)
+            told = _told(problem)
+            if named:
+                told = told["error"] | {"type": "error", "sequence_number": last["sequence_number"] + 1}
+            yield _event(told, named=named)
             return
     if not named:
         yield f"data: {_ENDED}\n\n"

@@ -22,6 +22,7 @@ from app.core.outbound import retry_after
 from app.core.providers import Providers, ProvidersError
 from app.core.settings import Settings
 from app.core.storage import Storage
+from app.core.tables import Model
 from app.graders.kinds import LabelModel, ScoreModel
 from app.graders.spec import Grader, leaves
 from app.services import models
@@ -58,11 +59,22 @@ def locate(session: Session, *, settings: Settings, project_id: str, name: str) 
     wanted = settings.model_aliases.get(name, name)
     model = models.get_model(session, project_id=project_id, model_id=wanted)
     if model.stopped_at is not None:
+        cure = (
+            f"choose *Load* on its page in the dashboard, or POST to /v1/models/{model.id}/load with a key "
+            "that administers the project."
+            if model.project_id == project_id
+            else "the project that shares it has to load it."
+        )
         raise Unavailable(
             f"The model '{model.id}' was stopped by a person and answers nobody until it is loaded again: "
-            f"choose *Load* on its page in the dashboard, or POST to /v1/models/{model.id}/load.",
+            f"{cure}",
             code="model_stopped",
         )
+    return engine_of(model, settings=settings, project_id=project_id)
+
+
+def engine_of(model: Model, *, settings: Settings, project_id: str) -> Served:
+    """Return who answers for a model that is not stopped. Raises: Unavailable for a broken providers.toml."""
     try:
         providers = Providers.read(settings.root)
     except ProvidersError as problem:
@@ -169,18 +181,20 @@ def _refusal(served: Served, answer: httpx.Response) -> AppError:
     error = said.get("error", said) if isinstance(said, Mapping) else {}
     error = error if isinstance(error, Mapping) else {"message": error}
     message = str(error.get("message") or answer.text[:500] or f"status {answer.status_code}")[:2000]
+    param, code = (
+        word if isinstance(word, str) else None for word in (error.get("param"), error.get("code"))
+    )
+    if answer.status_code in REQUEST_FAULTS:
+        return InvalidRequest(message, param=param, code=code or "invalid_value")
     wait = retry_after(answer.headers.get("retry-after", "").encode(), 0.0)
     seconds = RETRY_SECONDS if wait is None else max(1, round(wait))
-    if answer.status_code in REQUEST_FAULTS:
-        param, code = error.get("param"), error.get("code")
-        return InvalidRequest(
-            message,
-            param=param if isinstance(param, str) else None,
-            code=code if isinstance(code, str) else "invalid_value",
-        )
     if answer.status_code == 429:
         return RateLimited(message, headers={"retry-after": str(seconds)})
-    return Unavailable(f"{_who(served)} can't answer for '{served.model}': {message}", retry_after=seconds)
+    message = f"{_who(served)} can't answer for '{served.model}': {message}"
+    if served.is_ours and code is not None and wait is None:
+        # Our own process says when to come back wherever that is of use.
+        return Unavailable(message, code=code)
+    return Unavailable(message, retry_after=seconds)
 
 
 def _said_error(served: Served, said: Mapping[str, Any]) -> Unavailable:

@@ -61,15 +61,7 @@ def delete_model(session: Session, *, storage: Storage, project_id: str, model_i
 
     Raises: NotFound; Forbidden for a model that is not the project's own.
     """
-    model = get_model(session, project_id=project_id, model_id=model_id)
-    if model.project_id != project_id:
-        whose = "a base model" if model.kind == "base" else "shared by another project"
-        raise Forbidden(
-            f"You have insufficient permissions for this operation: '{model_id}' is {whose}, "
-            "and only a project's own tuned models can be deleted.",
-            param="model",
-            code="insufficient_permissions",
-        )
+    model = _governed_model(session, project_id=project_id, model_id=model_id, verb="deleted")
     # The trainer's commits lock this row too: a checkpoint is pushed out or deleted, never half of each.
     job = session.get(Job, model.job_id, with_for_update=True)
     doomed = export_uris(session, model_id=model_id)
@@ -91,7 +83,7 @@ def stop_model(session: Session, *, project_id: str, model_id: str) -> Model:
 
     Raises: NotFound; Forbidden for a base model or one that another project shares.
     """
-    model = _governed_model(session, project_id=project_id, model_id=model_id)
+    model = _governed_model(session, project_id=project_id, model_id=model_id, verb="stopped")
     model.stopped_at = clock.now()
     session.flush()
     return model
@@ -99,7 +91,7 @@ def stop_model(session: Session, *, project_id: str, model_id: str) -> Model:
 
 def load_model(session: Session, *, project_id: str, model_id: str) -> Model:
     """Let a stopped model answer again. Raises as `stop_model` does."""
-    model = _governed_model(session, project_id=project_id, model_id=model_id)
+    model = _governed_model(session, project_id=project_id, model_id=model_id, verb="loaded")
     model.stopped_at = None
     session.flush()
     return model
@@ -148,6 +140,7 @@ def register_base_models(session: Session, *, found: Mapping[str, Mapping[str, A
             )
         else:
             row.details = dict(details)
+            row.stopped_at = None  # nobody could load it again
     used = select(Job.model)
     session.execute(
         delete(Model).where(Model.kind == "base", Model.id.not_in(list(found)), Model.id.not_in(used))
@@ -183,13 +176,13 @@ def add_tuned(
     return model
 
 
-def _governed_model(session: Session, *, project_id: str, model_id: str) -> Model:
+def _governed_model(session: Session, *, project_id: str, model_id: str, verb: str) -> Model:
     model = get_model(session, project_id=project_id, model_id=model_id)
     if model.project_id != project_id:
-        whose = "belongs to no project" if model.project_id is None else "is shared by another project"
+        whose = "a base model" if model.kind == "base" else "shared by another project"
         raise Forbidden(
-            f"You have insufficient permissions for this operation: '{model_id}' {whose}, so this one can't "
-            "stop or load it.",
+            f"You have insufficient permissions for this operation: '{model_id}' is {whose}, "
+            f"and only a project's own tuned models can be {verb}.",
             param="model",
             code="insufficient_permissions",
         )

@@ -34,6 +34,7 @@ class Growth:
     status: str = "queued"
     error: dict[str, Any] | None = None
     ending: str | None = None
+    completed: float | None = None
     _events: int = 0
     # The call that is being read, by the engine's number for it; None while no call is.
     _call: int | None = None
@@ -76,6 +77,7 @@ class Growth:
             "total_tokens": usage["total_tokens"],
         }
         self.status = "incomplete" if cut else "completed"
+        self.completed = None if cut else clock.now()
         yield self._event(f"response.{self.status}", response=self.response())
 
     def failing(self, problem: AppError) -> Event:
@@ -93,7 +95,7 @@ class Growth:
             "id": self.id,
             "object": "response",
             "created_at": clock.seconds(self.created),
-            "completed_at": clock.seconds(clock.now()) if self.status == "completed" else None,
+            "completed_at": None if self.completed is None else clock.seconds(self.completed),
             "status": self.status,
             "error": self.error,
             "incomplete_details": {"reason": cut} if self.status == "incomplete" else None,

@@ -4,6 +4,7 @@ Asks the inference process, so no transaction may be open. Answering itself is `
 both faces.
 """
 
+import logging
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from app.services import inference, models
 HEALTH_SECONDS = 2.0
 
 _DOWN = "The inference process does not answer. On the server, make status tells more."
+
+logger = logging.getLogger(__name__)
 
 State = Literal["loaded", "ready", "elsewhere", "stopped", "down"]
 
@@ -48,7 +51,7 @@ def serving(context: Context, *, project_id: str, model_id: str) -> Serving:
         loaded = {base["id"] for base in bases} | {name for base in bases for name in base["adapters"]}
     except (httpx.HTTPError, ProvidersError, ValueError, KeyError, TypeError):
         return Serving("down", _DOWN)
-    if model_id in loaded:
+    if served.model in loaded:
         return Serving("loaded", "In memory: it answers at once.")
     return Serving("ready", "Not in memory yet: the first request loads it.")
 
@@ -60,21 +63,21 @@ def load(context: Context, *, project_id: str, model_id: str) -> None:
 
 
 def warm(context: Context, *, project_id: str, model_id: str) -> None:
-    """Have our own process load a model before somebody asks it. A failure shows in the model's state."""
+    """Have our own process load a model before somebody asks it. Whoever asks hears why it can't be."""
     with suppress(Unavailable):
         _tell(_located(context, project_id, model_id), "models/load", model_id)
 
 
 def stop(context: Context, *, project_id: str, model_id: str) -> None:
-    """Let a model answer nobody until it is loaded again, and have its memory given back.
+    """Let a model answer nobody until it is loaded again, and have our own process give its memory back.
 
     Raises: NotFound; Forbidden for a base model or one that another project shares.
     """
-    served = None
-    with suppress(Unavailable):
-        served = _located(context, project_id, model_id)
     with context.db.transaction() as session:
-        models.stop_model(session, project_id=project_id, model_id=model_id)
+        model = models.stop_model(session, project_id=project_id, model_id=model_id)
+        served = None
+        with suppress(Unavailable):  # nobody answers for it
+            served = inference.engine_of(model, settings=context.settings, project_id=project_id)
     if served is not None:
         _tell(served, "models/unload", model_id)
 
@@ -109,10 +112,13 @@ def _tell(served: Served, path: str, model_id: str) -> None:
     """Tell our own process about a model. One that is down, or is none of ours, needs not hear of it."""
     if not served.is_ours or not _is_up(served):
         return
-    with suppress(httpx.HTTPError, ProvidersError), served.blocking_client() as client:
-        client.post(
-            f"{_root(served)}/v1/{path}",
-            json={"model": model_id},
-            headers=served.headers(),
-            timeout=LOAD_SECONDS,
-        )
+    try:
+        with served.blocking_client() as client:
+            client.post(
+                f"{_root(served)}/v1/{path}",
+                json={"model": model_id},
+                headers=served.headers(),
+                timeout=LOAD_SECONDS,
+            ).raise_for_status()
+    except (httpx.HTTPError, ProvidersError) as problem:
+        logger.warning("%s of %s: %s", path, model_id, problem)

@@ -4,11 +4,13 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from app.services.serving import State
+
 
 class ModelServing(BaseModel):
     """A model's state: loaded, ready to be, answered elsewhere, stopped by a person, or down."""
 
     id: str
     object: Literal["model.serving"] = "model.serving"
-    status: Literal["loaded", "ready", "elsewhere", "stopped", "down"]
+    status: State
     description: str

@@ -221,11 +221,14 @@ def test_models_of_others_do_not_exist(
     assert other.chat.completions.create(model=TUNED, messages=MESSAGES).model == TUNED
 
 
-def test_a_stopped_model_names_the_cure(client: openai.OpenAI, server: Server, engine: EngineServer) -> None:
+def test_a_stopped_model_names_the_cure(
+    client: openai.OpenAI, server: Server, engine: EngineServer, job_id: str
+) -> None:
+    _tune(server, job_id)
     with server.context.db.transaction() as session:
-        models.get_model(session, project_id=server.project_id, model_id=MODEL).stopped_at = 1.0
+        models.stop_model(session, project_id=server.project_id, model_id=TUNED)
     with pytest.raises(openai.InternalServerError, match=r"\*Load\*") as refused:
-        client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=MESSAGES)
+        client.with_options(max_retries=2).chat.completions.create(model=TUNED, messages=MESSAGES)
     assert (refused.value.status_code, refused.value.code) == (503, "model_stopped")
     assert refused.value.response.headers["x-should-retry"] == "false"
     assert engine.asked == []

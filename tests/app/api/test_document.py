@@ -154,8 +154,13 @@ def test_responses_are_as_described(server: Server, document: dict[str, Any]) ->
         engine.thoughts = "hm"
         engine.calls = [{"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
         called = server.raw("POST", "/v1/responses", json=body | {"tools": [tool]}).json()
-    _check(document, "NewResponse", body)
-    for response in (made, called):
+        engine.delay = 60.0
+        behind = body | {"background": True}
+        queued = server.raw("POST", "/v1/responses", json=behind).json()
+        cancelled = server.raw("POST", f"/v1/responses/{queued['id']}/cancel").json()
+    for asked in (body, behind):
+        _check(document, "NewResponse", asked)
+    for response in (made, called, queued, cancelled):
         _check(document, "Response", response)
     items = server.raw("GET", f"/v1/responses/{made['id']}/input_items").json()
     _check(document, "ResponseItems", items)

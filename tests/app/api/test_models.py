@@ -32,6 +32,14 @@ def test_models_are_listed_and_found_by_any_name(client: openai.OpenAI, server: 
     )
 
 
+def test_an_alias_names_the_model_that_answers_for_it(
+    client: openai.OpenAI, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(server.context.settings.model_aliases, "gpt-x", MODEL)
+    assert client.models.retrieve("gpt-x").id == MODEL
+    assert server.raw("GET", "/v1/models/gpt-x/serving").json()["status"] == "down"
+
+
 def test_an_unknown_or_foreign_model_is_404(client: openai.OpenAI, server: Server, job_id: str) -> None:
     _tune(server, job_id)
     _, key = server.new_key("other")
@@ -135,7 +143,12 @@ def test_a_model_is_stopped_and_loaded(client: openai.OpenAI, server: Server, jo
     assert (refused.value.status_code, refused.value.code) == (503, "model_stopped")
     assert server.raw("POST", f"{address}/load").json()["status"] == "down"
     assert server.raw("POST", f"/v1/models/{MODEL}/stop").status_code == 403
-    _, key = server.new_key("other")
+    other_id, key = server.new_key("other")
     for method, verb in (("GET", "serving"), ("POST", "stop"), ("POST", "load")):
         answer = server.raw(method, f"{address}/{verb}", headers={"authorization": f"Bearer {key}"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    client.fine_tuning.checkpoints.permissions.create(TUNED, project_ids=[other_id])
+    server.raw("POST", f"{address}/stop")
+    other = client.with_options(api_key=key)
+    with pytest.raises(openai.InternalServerError, match="the project that shares it has to load it"):
+        other.chat.completions.create(model=TUNED, messages=[{"role": "user", "content": "x"}])

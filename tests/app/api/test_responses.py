@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from app.services import responses
 from tests.app.api.server import BOTH, MODEL, Server, wait_until
 from tests.engine import EngineServer, engine_running
 
@@ -254,6 +256,33 @@ def test_an_engine_that_fails_under_way(server: Server, client: openai.OpenAI, e
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError, match="too long"):
             client.responses.create(model=MODEL, input="one two", stream=stream)
+
+
+def test_an_answer_that_cannot_be_kept(
+    server: Server, engine: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OperationalError("", {}, Exception("disk is full"))
+
+    monkeypatch.setattr(responses, "store", full)
+    last = _events(server, input="one two")[-1]
+    assert (last["type"], last["code"], last["param"]) == ("error", None, None)
+    assert "could not be stored" in last["message"]
+
+
+def test_a_call_that_broke_off_was_never_made(
+    server: Server, client: openai.OpenAI, engine: EngineServer
+) -> None:
+    engine.calls = [CALL]
+    engine.breaks = (2, {"error": {"message": "out of memory"}})
+    cut = _events(server, input="one", tools=[TOOL])[-1]["response"]
+    assert [(item["type"], item["status"]) for item in cut["output"]] == [("function_call", "incomplete")]
+    engine.calls, engine.breaks = [], None
+    client.responses.create(model=MODEL, input="two", previous_response_id=cut["id"])
+    assert engine.asked[-1]["messages"] == [
+        {"role": "user", "content": "one"},
+        {"role": "user", "content": "two"},
+    ]
 
 
 def test_without_an_engine_the_web_stays_up(client: openai.OpenAI, server: Server) -> None:
