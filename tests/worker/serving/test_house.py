@@ -97,9 +97,9 @@ def test_a_client_that_goes_away_frees_its_row(served: Served, monkeypatch: pyte
     served.chat(max_tokens=2)
     turn = served.house._turn
 
-    def slow_turn(base: Any) -> bool:
+    def slow_turn(*asked: Any) -> bool:
         time.sleep(0.01)  # four thousand tokens take their time then, on any machine
-        return turn(base)
+        return turn(*asked)
 
     monkeypatch.setattr(served.house, "_turn", slow_turn)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logit_bias": {"0": -100}}
@@ -146,7 +146,7 @@ def test_short_memory_makes_rows_wait_and_changes_no_answer(tmp_path: Path) -> N
         # Room for two rows of this length, so that they have to take turns.
         token_bytes = 2 * 2 * 2 * 16 * 4
         tight = base.weights + 2 * 400 * token_bytes
-        served.house._limits = type(served.house._limits)(tight, 64, 8, 600.0)
+        served.house.limits = type(served.house.limits)(tight, 64, 8, 600.0)
         returned: list[int] = []
         rejoin = base.batch._decoder.rejoin
 
@@ -173,7 +173,7 @@ def test_one_model_makes_room_for_another(tmp_path: Path) -> None:
     with Serving(tmp_path) as served:
         served.chat(max_tokens=1)
         (base,) = served.house._bases.values()
-        served.house._limits = type(served.house._limits)(int(base.weights * 1.5), 64, 8, 600.0)
+        served.house.limits = type(served.house.limits)(int(base.weights * 1.5), 64, 8, 600.0)
         served.chat(model="thinker", max_tokens=1)
         assert set(loaded(served)) == {"thinker"}
         served.chat(max_tokens=1)
