@@ -304,7 +304,7 @@ class Batch:
             self._decoder.rejoin([text.choices[0].row])
         else:
             # With many choices, those beyond the room get their first token and wait.
-            seats = self._free_seats(len(text.tokens))
+            seats = self._free_seats(len(text.tokens), len(text.choices))
             for start in reversed(range(0, len(text.choices), seats)):
                 part = text.choices[start : start + seats]
                 if not self._join(ticket, part, past, state):
@@ -314,13 +314,13 @@ class Batch:
         # Only now: what is not finite must not stay for those who begin alike.
         self._prefixes.keep(ticket.adapter, text.tokens, past)
 
-    def _free_seats(self, length: int) -> int:
-        """Return how many rows of a text that was read find place, one at least."""
+    def _free_seats(self, length: int, wanted: int) -> int:
+        """Return how many of the rows wanted of a text that was read find place, one at least."""
         taken = self._layout.nbytes + length * self._token_bytes
         taken += sum(self._need(len(text.tokens)) for text in self._reading)
         each = self._layout.bytes_for(length + _AHEAD, self._token_bytes)
-        free = (self._room(taken + each * self._seats) - taken) // each
-        return max(1, min(free, self._seats))
+        seats = min(wanted, self._seats)
+        return max(1, min((self._room(taken + each * seats) - taken) // each, seats))
 
     def _join(self, ticket: Ticket, choices: Sequence[Choice], past: TextPast, state: Tensor) -> bool:
         """Let rows begin; return whether their numbers were finite."""
