@@ -420,6 +420,13 @@ def test_memory_stays_within_its_limit_whatever_waits(tmp_path: Path) -> None:
         # Room for three adapters and the rows.
         limit_memory(served, base.weights + 3 * held.nbytes + 100_000)
         taken = watch_memory(served)
+        add = base.policy.add_adapter
+
+        def adds(name: str, directory: Path) -> None:
+            add(name, directory)
+            taken.append(served.house._taken() + held.nbytes)
+
+        base.policy.add_adapter = adds  # type: ignore[method-assign]
         found: list[str] = []
         threads = [
             threading.Thread(
@@ -444,6 +451,10 @@ def test_a_model_is_let_in_by_what_it_takes_here_not_by_its_file(tmp_path: Path)
         answer = served.post("/v1/models/load", {"model": "thinker"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_too_large")
         assert not loaded(served)
+        limit_memory(served, 1 << 30)
+        served.chat(model="thinker", max_tokens=1)
+        weights = base_of(served, "thinker").weights
+        assert abs(house._needed(file.parent) - weights) < 0.02 * weights
 
 
 def test_kept_prefixes_make_room_for_a_model(tmp_path: Path) -> None:
