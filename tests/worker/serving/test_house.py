@@ -104,6 +104,8 @@ def test_a_share_of_the_time_is_left_to_others(served: Served, monkeypatch: pyte
     monkeypatch.setattr(served.house, "_turn", turn_of_a_second)
     monkeypatch.setattr(served.house, "_wait", rest)
     served.chat(max_tokens=4)
+    # Followed between turns: the last one, whose token was told while it lasted, is over then.
+    served.post("/v1/models/unload", {"model": "nothing"})
     assert rests == []
     took.clear()
     monkeypatch.setattr(served.house, "_share", lambda: 0.25)
@@ -166,7 +168,7 @@ def test_a_client_that_goes_away_frees_its_row(served: Served, monkeypatch: pyte
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logit_bias": {"0": -100}}
     with served.client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
-        assert rows(served) == 1
+        until(lambda: rows(served) == 1)
     until(lambda: not rows(served))
     socket = str(served.context.settings.inference_socket)
     with httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=0.3) as impatient:
@@ -417,16 +419,12 @@ def test_memory_stays_within_its_limit_whatever_waits(tmp_path: Path) -> None:
         for name in names:
             add_model(served.context, name, "tiny", f"jobs/{TUNED[0].rpartition(':')[2]}")
         (held,) = base.adapters.values()
+        limit_memory(served, base.weights + int(1.5 * held.nbytes))
+        assert served.post("/v1/models/load", {"model": TUNED[1]}).status_code == 200
+        assert loaded(served)["tiny"] == [TUNED[1]]
         # Room for three adapters and the rows.
         limit_memory(served, base.weights + 3 * held.nbytes + 100_000)
         taken = watch_memory(served)
-        add = base.policy.add_adapter
-
-        def adds(name: str, directory: Path) -> None:
-            add(name, directory)
-            taken.append(served.house._taken() + held.nbytes)
-
-        base.policy.add_adapter = adds  # type: ignore[method-assign]
         found: list[str] = []
         threads = [
             threading.Thread(
@@ -454,7 +452,7 @@ def test_a_model_is_let_in_by_what_it_takes_here_not_by_its_file(tmp_path: Path)
         limit_memory(served, 1 << 30)
         served.chat(model="thinker", max_tokens=1)
         weights = base_of(served, "thinker").weights
-        assert abs(house._needed(file.parent) - weights) < 0.02 * weights
+        assert abs(house._needed(file.parent) - weights) < 0.05 * weights
 
 
 def test_kept_prefixes_make_room_for_a_model(tmp_path: Path) -> None:
