@@ -23,6 +23,7 @@ from app.services import acceptances, files, heartbeats, leases, models, uploads
 from app.services.leases import Lease
 from worker import delivery, results, retention
 from worker import models as store
+from worker.engine import machine
 from worker.exporter import Exporter
 
 logger = logging.getLogger("worker.supervisor")
@@ -201,6 +202,7 @@ class Supervisor(threading.Thread):
     def _detail(self) -> dict[str, object]:
         return {
             "cores": os.cpu_count(),
+            "machine": machine.identity(),
             "device": device(),
             "trainers": [trainer.lease.job_id for trainer in self._trainers],
             "slots": self._settings.trainers,

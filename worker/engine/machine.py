@@ -1,16 +1,28 @@
 """What a process asks of the machine before it trains or serves: memory that stays, threads that wait well.
 
-Called by whoever starts a process that computes (the trainer, the inference process, a bench); never by the
-engine itself, since it speaks for the whole process.
+Called by whoever starts a process that computes (the trainer, the inference process, a bench), and by those
+that must know which machine it is; never by the engine itself, since it speaks for the whole process.
 """
 
 import ctypes
 import os
+import socket
 import sys
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from malloc.h
 _MOST_MMAP = 32 << 20  # glibc takes no more
 _LARGE = 2**31 - 1
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def identity() -> str:
+    """Return what tells this machine from others, the same in all its containers: the host name off Linux."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:  # no Linux
+        return socket.gethostname()
 
 
 def wait_briefly() -> None:

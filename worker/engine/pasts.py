@@ -18,6 +18,8 @@ from torch import Tensor
 from worker.engine.attention import RowLayout, Rule, attend_where, capped
 
 _LOWEST_SHELF = 64
+# Of a shelf's seats, before their memory is given back: copying what stays is not worth less.
+_FREE = 1 / 3
 
 
 class TextPast(Protocol):
@@ -40,7 +42,13 @@ class FreeRows(RowLayout, Protocol):
 
     @property
     def nbytes(self) -> int:
-        """The memory of all rows."""
+        """The memory held for all rows."""
+
+    def bytes_for(self, length: int, token_bytes: float) -> int:
+        """Return what a row that has read so much takes, if a token takes `token_bytes`."""
+
+    def trim(self) -> None:
+        """Give back the memory that no row uses."""
 
     def add(self, past: Any, copies: int = 1) -> None:
         """Take in rows that go on from a past, behind those there are."""
@@ -126,9 +134,12 @@ class _Shelf:
         for store, parts in ((self.keys, keys), (self.values, values)):
             for layer, part in enumerate(parts):
                 if seat == len(store[layer]):
-                    more = torch.zeros_like(store[layer][: max(1, seat // 4)])
+                    more = torch.empty_like(store[layer][: max(1, seat // 4)])
                     store[layer] = torch.cat([store[layer], more])
-                store[layer][seat, :, : part.shape[1]] = part
+                length = part.shape[1]
+                store[layer][seat, :, :length] = part
+                # What is masked is multiplied all the same, and who sat here before may have left NaN.
+                store[layer][seat, :, length:] = 0
         self.rows.append(row)
 
     def free(self, seat: int) -> None:
@@ -139,17 +150,17 @@ class _Shelf:
         self.rows[seat] = self.rows[last]
         self.rows.pop()
 
-    def shrink(self) -> None:
-        """Give memory back once more than half of the seats are free."""
-        taken = len(self.rows)
-        if taken and len(self.keys[0]) > 2 * taken:
+    def shrink(self, free: float) -> None:
+        """Give memory back once more than this share of the seats is free."""
+        taken, seats = len(self.rows), len(self.keys[0])
+        if taken and seats - taken > free * seats:
             for store in (self.keys, self.values):
                 store[:] = [tensor[:taken].clone() for tensor in store]
 
     @property
     def nbytes(self) -> int:
-        """The memory of the seats that are taken."""
-        return sum(len(self.rows) * tensor[0].nbytes for tensor in (*self.keys, *self.values))
+        """The memory of all seats, taken or free."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +189,17 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """The memory of all rows."""
+        """The memory held for all rows."""
         return sum(shelf.nbytes for shelf in self._shelves.values())
+
+    def bytes_for(self, length: int, token_bytes: float) -> int:
+        """Return what a row that has read so much takes: a seat on its shelf."""
+        return int(_shelf_room(length) * token_bytes)
+
+    def trim(self) -> None:
+        """Give back the seats that are free."""
+        for shelf in self._shelves.values():
+            shelf.shrink(0)
 
     def add(self, past: Past, copies: int = 1) -> None:
         """Take in rows that go on from a past, behind those there are."""
@@ -212,20 +232,17 @@ class Rows:
                 if shelf.rows[seat] not in number:
                     shelf.free(seat)
             shelf.rows = [number[row] for row in shelf.rows]
-            shelf.shrink()
+            shelf.shrink(_FREE)
         self._lengths = [self._lengths[row] for row in rows]
         self._moved()
 
     def _put(self, row: int, keys: Sequence[Tensor], values: Sequence[Tensor], length: int) -> None:
-        room = _LOWEST_SHELF
-        while room <= length:
-            room *= 2
+        room = _shelf_room(length)
         if room not in self._shelves:
             self._shelves[room] = _Shelf(
                 room,
-                # Zeros: what is masked is multiplied all the same, and memory never written can hold NaN.
-                [key.new_zeros(1, key.shape[0], room, key.shape[2]) for key in keys],
-                [value.new_zeros(1, value.shape[0], room, value.shape[2]) for value in values],
+                [key.new_empty(1, key.shape[0], room, key.shape[2]) for key in keys],
+                [value.new_empty(1, value.shape[0], room, value.shape[2]) for value in values],
             )
         self._shelves[room].put(row, keys, values)
 
@@ -277,6 +294,14 @@ class Rows:
             added.masked_fill_(hidden, float("-inf"))
             self._hidden[index, window] = added[:, None, None] if bool(hidden.any()) else None
         return self._hidden[index, window]
+
+
+def _shelf_room(length: int) -> int:
+    """Return the room of the shelf on which a row of this length sits, with place for its next token."""
+    room = _LOWEST_SHELF
+    while room <= length:
+        room *= 2
+    return room
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, rule: Rule) -> Tensor:

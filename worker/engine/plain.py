@@ -236,6 +236,13 @@ class PlainRows:
         """The memory of all rows."""
         return sum(past.nbytes for past in self._pasts)
 
+    def bytes_for(self, length: int, token_bytes: float) -> int:
+        """Return what a row that has read so much takes, if a token takes `token_bytes`."""
+        return int(length * token_bytes)
+
+    def trim(self) -> None:
+        """Nothing to give back: no more is held than the rows use."""
+
     def add(self, past: PlainPast, copies: int = 1) -> None:
         """Take in rows that go on from a text, behind those there are."""
         own = past.head(len(past))

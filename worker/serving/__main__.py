@@ -6,13 +6,12 @@ loads a model when somebody asks for it.
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import uvicorn
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.context import Context
 from app.core.settings import Settings
@@ -21,7 +20,7 @@ from worker.engine import machine
 from worker.serving import sharing
 
 BEAT_SECONDS = 5.0
-# Of the machine's memory, when the operator sets no number.
+# Of the memory that is free at the start, when the operator sets no number.
 _SHARE = 0.5
 
 logger = logging.getLogger("worker.serving")
@@ -48,7 +47,7 @@ class Heartbeat(threading.Thread):
             with self._context.db.transaction() as session:
                 heartbeats.beat(session, part="inference", detail={"models": list(self.describe())})
             self.training = sharing.is_training_here(self._context.db)
-        except SQLAlchemyError as problem:  # boundary: the database may be back at the next beat
+        except Exception as problem:  # boundary: the database may be back at the next beat
             logger.warning("no heartbeat written: %s", problem)
 
 
@@ -82,7 +81,11 @@ def main() -> None:
     def share() -> float:
         return sharing.SHARE if heartbeat.training else 1.0
 
-    house = House(limits, threads=threads, share=share)
+    def end() -> None:
+        # As if asked to, so that whoever started this process starts it again.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    house = House(limits, threads=threads, share=share, failed=end)
     heartbeat.describe = house.describe
     uvicorn.Server(
         uvicorn.Config(
@@ -117,12 +120,9 @@ def listen(settings: Settings) -> socket.socket:
 def _memory() -> int:
     import torch
 
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[1] * _SHARE)
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    with_limit = limit.read_text().strip() if limit.is_file() else "max"
-    return int(min(pages, int(with_limit) if with_limit.isdecimal() else pages) * _SHARE)
+    from worker.engine.memory import available
+
+    return int(available(torch.device("cuda" if torch.cuda.is_available() else "cpu")) * _SHARE)
 
 
 if __name__ == "__main__":

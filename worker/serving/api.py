@@ -13,6 +13,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,8 +26,9 @@ from app.core import refusals
 from app.core.context import Context
 from app.core.errors import AppError, InvalidRequest, RateLimited, Unauthenticated, Unavailable
 from app.core.ids import new_id
+from worker import models
 from worker.serving.choices import Piece, whole
-from worker.serving.house import Base, House
+from worker.serving.house import RETRY_SECONDS, Base, House
 from worker.serving.places import Place, find
 from worker.serving.request import ChatRequest
 from worker.serving.ticket import Event, Ticket, Usage
@@ -37,26 +40,84 @@ class Gone(Exception):
     """The client does not listen any more."""
 
 
+@dataclass(slots=True)
+class Answer:
+    """An answer on its way: what was asked, and its events as they come."""
+
+    wanted: ChatRequest
+    ticket: Ticket
+    events: "asyncio.Queue[Event | None]"
+    watch: "asyncio.Task[None]"
+
+    async def next(self) -> Piece | Usage:
+        """Return the next event. Raises: AppError, Gone."""
+        event = await self.events.get()
+        if event is None:
+            raise Gone
+        if isinstance(event, AppError):
+            raise event
+        return event
+
+    def let_go(self) -> None:
+        """Free what it holds, be it that it has not ended."""
+        self.ticket.gone = True
+        self.watch.cancel()
+
+
 class Desk:
-    """Takes requests in and hands answers out, for one house."""
+    """Takes requests in and hands answers out, for one house. `waiting`: requests without a first token."""
 
     def __init__(self, context: Context, house: House) -> None:
         self._context = context
         self._house = house
+        self.waiting = 0
 
-    async def ready(self, model_id: Any) -> tuple[Place, Base]:
-        """Return a model with its base in memory. Raises: AppError."""
+    async def load(self, model_id: Any) -> Place:
+        """Have a model in memory, with its adapter. Raises: AppError."""
         if not isinstance(model_id, str):
             raise refusals.missing("model")
-        place = await run_in_threadpool(find, self._context, model_id)
-        # Shielded: a client that goes away must not take the model from those who wait for it too.
-        loading = asyncio.wrap_future(self._house.base(place.base, place.directory))
-        return place, await asyncio.shield(loading)
+        place, base = await self._ready(model_id)
+        await asyncio.wrap_future(self._house.bring(base, place.adapter_name, place.adapter))
+        return place
 
     async def answer(self, request: Request) -> Response:
-        """Answer one chat completion."""
+        """Answer one chat completion. Raises: RateLimited when too many wait already."""
+        most = self._house.limits.waiting
+        # Counted from here on: loading, templates and grammars cost more than the queue itself.
+        if self.waiting >= most:
+            raise RateLimited(
+                f"{most} requests wait already. Please try again in a moment.",
+                headers={"retry-after": str(RETRY_SECONDS)},
+            )
+        self.waiting += 1
+        try:
+            answer = await self._begin(request)
+            try:
+                # What goes wrong before the first token is still an answer with a status of its own.
+                first = await answer.next()
+            except BaseException:
+                answer.let_go()
+                raise
+        finally:
+            self.waiting -= 1
+        head = {"id": new_id("completion"), "created": int(time.time()), "model": answer.wanted.model}
+        if answer.wanted.stream:
+            return StreamingResponse(_stream(head, answer, first), media_type="text/event-stream")
+        try:
+            pieces, usage = await _collect(answer, first)
+        finally:
+            answer.let_go()
+        return JSONResponse(_completion(head, answer.wanted, pieces, usage))
+
+    async def _ready(self, model_id: str) -> tuple[Place, Base]:
+        place = await run_in_threadpool(find, self._context, model_id)
+        locate = partial(models.locate, self._context.settings, place.base)
+        # Shielded: a client that goes away must not take the model from those who wait for it too.
+        return place, await asyncio.shield(asyncio.wrap_future(self._house.base(place.base, locate)))
+
+    async def _begin(self, request: Request) -> Answer:
         wanted = ChatRequest.read(await _body(request))
-        place, base = await self.ready(wanted.model)
+        place, base = await self._ready(wanted.model)
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -66,20 +127,7 @@ class Desk:
         source = f"{request.headers.get('openai-project', '')} {wanted.model}"
         ticket = await run_in_threadpool(base.preparing.ticket, wanted, place, source=source, emit=emit)
         self._house.submit(base, ticket)
-        watch = asyncio.create_task(_watch(request, ticket, events))
-        head = {"id": new_id("completion"), "created": int(time.time()), "model": wanted.model}
-        try:
-            # What goes wrong before the first token is still an answer with a status of its own.
-            first = await _next(events)
-            if wanted.stream:
-                stream = _stream(head, wanted, ticket, first, events, watch)
-                return StreamingResponse(stream, media_type="text/event-stream")
-            pieces, usage = await _collect(first, events)
-        except BaseException:
-            _let_go(ticket, watch)
-            raise
-        _let_go(ticket, watch)
-        return JSONResponse(_completion(head, wanted, pieces, usage))
+        return Answer(wanted, ticket, events, asyncio.create_task(_watch(request, ticket, events)))
 
 
 def create_app(context: Context, house: House) -> FastAPI:
@@ -102,17 +150,20 @@ def create_app(context: Context, house: House) -> FastAPI:
         response: Response = await go_on(request)
         return response
 
+    # On the event loop: the thread pool may be busy with conversations.
     @app.get("/health")
-    def health() -> dict[str, Any]:
-        return {"status": "ok", "waiting": house.waiting, "models": house.describe()}
+    async def health() -> dict[str, Any]:
+        if not house.is_alive():
+            raise Unavailable("Nothing computes here at the moment.", retry_after=RETRY_SECONDS)
+        return {"status": "ok", "waiting": desk.waiting, "models": house.describe()}
 
     @app.get("/v1/models")
-    def list_models() -> dict[str, Any]:
+    async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": house.describe()}
 
     @app.post("/v1/models/load")
     async def load(request: Request) -> dict[str, Any]:
-        place, _ = await desk.ready((await _body(request)).get("model"))
+        place = await desk.load((await _body(request)).get("model"))
         return {"id": place.model, "loaded": True}
 
     @app.post("/v1/models/unload")
@@ -120,7 +171,7 @@ def create_app(context: Context, house: House) -> FastAPI:
         name = (await _body(request)).get("model")
         if not isinstance(name, str):
             raise refusals.missing("model")
-        return {"id": name, "unloaded": await run_in_threadpool(house.unload, name)}
+        return {"id": name, "unloaded": await asyncio.wrap_future(house.unload(name))}
 
     app.add_api_route("/v1/chat/completions", desk.answer, methods=["POST"], response_model=None)
     app.add_exception_handler(AppError, _on_app_error)
@@ -147,36 +198,16 @@ async def _watch(request: Request, ticket: Ticket, events: "asyncio.Queue[Event 
     events.put_nowait(None)
 
 
-def _let_go(ticket: Ticket, watch: "asyncio.Task[None]") -> None:
-    ticket.gone = True
-    watch.cancel()
-
-
-async def _next(events: "asyncio.Queue[Event | None]") -> Piece | Usage:
-    event = await events.get()
-    if event is None:
-        raise Gone
-    if isinstance(event, AppError):
-        raise event
-    return event
-
-
-async def _collect(event: Piece | Usage, events: "asyncio.Queue[Event | None]") -> tuple[list[Piece], Usage]:
+async def _collect(answer: Answer, event: Piece | Usage) -> tuple[list[Piece], Usage]:
     pieces = []
     while isinstance(event, Piece):
         pieces.append(event)
-        event = await _next(events)
+        event = await answer.next()
     return pieces, event
 
 
-async def _stream(
-    head: dict[str, Any],
-    wanted: ChatRequest,
-    ticket: Ticket,
-    event: Piece | Usage,
-    events: "asyncio.Queue[Event | None]",
-    watch: "asyncio.Task[None]",
-) -> AsyncGenerator[str]:
+async def _stream(head: dict[str, Any], answer: Answer, event: Piece | Usage) -> AsyncGenerator[str]:
+    wanted = answer.wanted
     told: dict[str, Any] = {"usage": None} if wanted.includes_usage else {}
     head = {**head, "object": "chat.completion.chunk"}
     begin = {"role": "assistant", "content": "", "refusal": None}
@@ -185,7 +216,7 @@ async def _stream(
             yield _chunk({**head, "choices": [_choice(Piece(index, begin))], **told})
         while isinstance(event, Piece):
             yield _chunk({**head, "choices": [_choice(event)], **told})
-            event = await _next(events)
+            event = await answer.next()
         if wanted.includes_usage:
             yield _chunk({**head, "choices": [], "usage": _usage(event)})
         yield "data: [DONE]\n\n"
@@ -194,7 +225,7 @@ async def _stream(
     except Gone:
         return
     finally:
-        _let_go(ticket, watch)
+        answer.let_go()
 
 
 def _completion(

@@ -1,4 +1,4 @@
-"""Where a served model's bytes lie: the base model's folder, and the adapter's for a tuned one.
+"""Where a served model's bytes lie: the base model it stands on, and the adapter's folder for a tuned one.
 
 Reads the database; who may use which model is the web's question. Called by `api.py`.
 """
@@ -9,16 +9,14 @@ from pathlib import Path
 from app.core.context import Context
 from app.core.errors import NotFound, Unavailable
 from app.core.tables import Model
-from worker import models
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A model to serve: its base, and its adapter unless it is the base itself."""
+    """A model to serve: its base, and its adapter's folder unless it is the base itself."""
 
     model: str
     base: str
-    directory: Path
     adapter: Path | None
 
     @property
@@ -28,7 +26,7 @@ class Place:
 
 
 def find(context: Context, model_id: str) -> Place:
-    """Return where a model lies, downloading a base model of the hub first.
+    """Return where a model lies.
 
     Raises: NotFound `model_not_found`, Unavailable for a model that was stopped.
     """
@@ -39,4 +37,4 @@ def find(context: Context, model_id: str) -> Place:
     if model.stopped_at is not None:
         raise Unavailable(f"The model '{model_id}' was stopped: *Load* it first.", code="model_stopped")
     adapter = context.storage.path(model.uri) if model.kind != "base" and model.uri is not None else None
-    return Place(model.id, model.base_model, models.locate(context.settings, model.base_model), adapter)
+    return Place(model.id, model.base_model, adapter)

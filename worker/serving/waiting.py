@@ -1,4 +1,4 @@
-"""The queue: bounded, and fair to whoever asks, however much another asks for.
+"""The queue: fair to whoever asks, however much another asks for.
 
 Each source of requests has a line of its own and the lines take turns. Used by `batch.py` on the thread that
 computes; nothing here is locked.
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Waiting(Generic[T]):
-    """Lines of waiting requests by source."""
+    """Lines of what waits, by source."""
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[T]] = {}
@@ -25,26 +25,31 @@ class Waiting(Generic[T]):
             yield from line
 
     def add(self, source: str, one: T) -> None:
-        """Put a request at the end of its source's line."""
+        """Put one at the end of its source's line."""
         self._lines.setdefault(source, deque()).append(one)
 
-    def take(self) -> T:
-        """Return the next request: of the source whose turn it is, its oldest."""
-        source, line = next(iter(self._lines.items()))
+    def put_back(self, source: str, one: T) -> None:
+        """Put one that had been taken at the head of its source's line, behind the other sources' turns."""
+        self._lines.setdefault(source, deque()).appendleft(one)
+
+    def heads(self) -> Iterator[tuple[str, T]]:
+        """Yield each source with its oldest, in the order of their turns."""
+        for source, line in self._lines.items():
+            yield source, line[0]
+
+    def take(self, source: str) -> T:
+        """Take out the oldest of a source, whose turn comes again when the others have had theirs."""
+        line = self._lines.pop(source)
         one = line.popleft()
-        # To the back, behind the sources that wait.
-        del self._lines[source]
         if line:
             self._lines[source] = line
         return one
 
-    def remove(self, gone: Callable[[T], bool]) -> list[T]:
-        """Take out and return those that are `gone`."""
-        found = [one for one in self if gone(one)]
+    def remove(self, gone: Callable[[T], bool]) -> None:
+        """Take out those that are `gone`."""
         for source, line in list(self._lines.items()):
             kept = deque(one for one in line if not gone(one))
             if kept:
                 self._lines[source] = kept
             else:
                 del self._lines[source]
-        return found

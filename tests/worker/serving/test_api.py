@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -49,22 +50,41 @@ def test_greedy_answers_are_those_of_transformers(served: Served, model: str) ->
         assert asked["model"] == model
 
 
-def test_three_models_in_one_batch_answer_as_each_does_alone(served: Served) -> None:
+def test_three_models_in_one_batch_answer_as_each_does_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = {
         (model, n): served.text("b " * n, model, seed=n, max_tokens=40) for model in MODELS for n in (1, 30)
     }
     assert len(set(alone.values())) == 6
     found: dict[tuple[str, int], str] = {}
+    batch = served.house._bases["tiny"].batch
+    step = batch._decoder.step
+    together: list[tuple[int, set[int]]] = []
+
+    def watched() -> Any:
+        rows = batch._decoder.rows
+        names = {batch._choices[id(row)][0].adapter for row in rows}
+        together.append((len(names), {len(row.tokens) for row in rows}))
+        time.sleep(0.005)  # so that who is asked later comes while the others speak
+        return step()
+
+    monkeypatch.setattr(batch._decoder, "step", watched)
 
     def ask(model: str, n: int) -> None:
         found[model, n] = served.text("b " * n, model, seed=n, max_tokens=40)
 
     threads = [threading.Thread(target=ask, args=one) for one in alone]
-    for thread in threads:
+    for count, thread in enumerate(threads):
         thread.start()
+        end = time.monotonic() + 30
+        while len(together) < 4 * count and time.monotonic() < end:
+            time.sleep(0.001)
     for thread in threads:
         thread.join()
     assert found == alone
+    # All three in one step, at different places of their answers.
+    assert any(names == 3 and len(places) > 1 for names, places in together)
 
 
 def test_logprobs_are_the_model_s_own(served: Served) -> None:

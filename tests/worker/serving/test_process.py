@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,10 @@ from app.services import heartbeats
 from tests.service import free_port
 from tests.tiny_model import build_tiny_model
 from tests.worker.serving.conftest import add_model
+from worker.engine import machine
 from worker.serving import sharing
+from worker.serving.__main__ import Heartbeat
+from worker.supervisor import Supervisor
 
 
 def test_it_listens_where_it_is_told_to_whoever_has_the_key(tmp_path: Path) -> None:
@@ -62,11 +66,55 @@ def test_it_listens_where_it_is_told_to_whoever_has_the_key(tmp_path: Path) -> N
     assert code == -signal.SIGTERM
 
 
-def test_a_trainer_at_work_here_is_seen(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_at_work_here_is_seen(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert not sharing.is_training_here(context.db)
     for trainers, seen in (([], False), (["ftjob-1"], True)):
         with context.db.transaction() as session:
-            heartbeats.beat(session, part="worker", detail={"trainers": trainers})
+            detail = {"trainers": trainers, "machine": Supervisor(context)._detail()["machine"]}
+            heartbeats.beat(session, part="worker", detail=detail)
         assert sharing.is_training_here(context.db) is seen
-    monkeypatch.setattr(sharing.socket, "gethostname", lambda: "another")
+    # Another container's host name is another, and its machine the same.
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    assert sharing.is_training_here(context.db) is machine._BOOT.exists()
+    monkeypatch.setattr(machine, "_BOOT", tmp_path / "no such file")
     assert not sharing.is_training_here(context.db)
+    assert machine.identity() == "another"
+
+
+def test_a_share_of_the_time_is_worked_to_the_second() -> None:
+    pace = sharing.Pace()
+    assert pace.rest(1.0, 0.25, hurry=False) == 3.0
+    pace.rested(3.0)
+    assert pace.owed == 0
+    # On credit while a first token is waited for, until three seconds' rest of nine are owed.
+    assert [pace.rest(1.0, 0.25, hurry=True) for _ in range(2)] == [0.0, 0.0]
+    assert pace.has_credit
+    assert pace.rest(1.0, 0.25, hurry=True) == 6.0
+    assert not pace.has_credit
+    # Made up for in rests twice as long, until nothing is owed.
+    pace.rested(6.0)
+    assert pace.owed == 3.0
+    assert pace.rest(0.5, 0.25, hurry=False) == 3.0
+    pace.rested(3.0)
+    assert pace.rest(0.5, 0.25, hurry=False) == 3.0
+    pace.rested(100.0)
+    assert pace.rest(0.5, 0.25, hurry=False) == 1.5
+    # Nobody trains any more: nothing is owed.
+    assert pace.rest(1.0, 1.0, hurry=False) == 0.0
+    assert pace.owed == 0
+
+
+def test_a_beat_that_fails_in_any_way_is_not_the_last(context: Context) -> None:
+    beating = Heartbeat(context)
+
+    def fails() -> list[dict[str, object]]:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    beating.describe = fails
+    beating.beat()
+    beating.describe = list
+    beating.beat()
+    with context.db.reading() as session:
+        assert [beat.part for beat in heartbeats.list_heartbeats(session)] == ["inference"]
