@@ -2,20 +2,22 @@
 
 `python -m tests.bench.serve` starts a real inference process on a throw-away data folder with the default
 model and prints a line for each figure. It exits non-zero when a *claim* fails: greedy answers that differ
-from those of transformers where the model is not undecided, the sharing of the machine with a job, or what
-vLLM answers in our process's place (`serve_vllm.py`). Speeds are printed only.
+from those of transformers where the model is not undecided, prompts of the speeds that were known or not the
+same on every side, the sharing of the machine with a job, or what vLLM answers in our process's place
+(`serve_vllm.py`). Speeds are printed only.
 """
 
 import argparse
 import asyncio
 import json
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,35 +25,52 @@ from typing import Any
 
 import httpx
 
-from tests.bench.serve_process import ADAPTERS, MODEL, Inference, peak, store
+from tests.bench.serve_process import ADAPTERS, MODEL, UNDECIDED, Inference, peak, store
 from tests.bench.serve_vllm import NAME, Vllm, drive
 
 TOKENS = 48
 STREAMS = (1, 8, 32)
+ROUNDS = 2
 PROMPTS = 50
 PROMPT_TOKENS = 32
-# Where the two likeliest tokens are so close, rounding decides.
-UNDECIDED = 1e-3
 FIRST_TOKEN_SECONDS = 3.0
 SLOWDOWN = 0.25
-# Of equal length on both sides: no answer ends by itself.
+VISITS = 4
+CHAT_TOKENS = 12
+LONG_EVERY = 4
+# Of equal length on every side: no answer ends by itself.
 ENDLESS = {"logit_bias": {"2": -100}, "temperature": 0}
-QUESTIONS = [f"Tell me about the number {n} and what it is known for." for n in range(64)]
+QUESTIONS = [f"Tell me about the number {n} and what it is known for." for n in range(PROMPTS)]
+SHORT = "is a number. Tell me about it and what it is known for."
+LONG = (
+    f"is my number. {' '.join(f'On day {n} I counted {n + 9} birds.' for n in range(1, 48))} How many in all?"
+)
+# What the model's chat template puts before the first question, every time.
+TEMPLATE_TOKENS = 24
+# A question begins with a number of its own, a token a digit, of which it may share all but one with another.
+_DIGITS = 6
+MOST_CACHED = TEMPLATE_TOKENS + _DIGITS - 1
+_numbers = iter(random.Random(0).sample(range(10 ** (_DIGITS - 1), 10**_DIGITS), 10_000))
+
+
+def unheard(count: int, rest: str = SHORT) -> list[str]:
+    """Return questions that this run has not asked before, all of as many tokens."""
+    return [f"{next(_numbers)} {rest}" for _ in range(count)]
 
 
 @dataclass
 class Stream:
-    """What one client saw. Units: seconds since it asked."""
+    """What one client saw: seconds from the question to the first content, tokens of the usage, the text."""
 
     first: float = 0.0
-    last: float = 0.0
+    prompt: int = 0
+    cached: int = 0
     tokens: int = 0
     text: str = ""
-    arrivals: list[float] = field(default_factory=list)
 
 
 async def ask(client: httpx.AsyncClient, model: str, text: str, most: int = TOKENS, **body: Any) -> Stream:
-    """Stream one completion and note when it came."""
+    """Stream one completion and note when it came. Raises: RuntimeError on an error, or without content."""
     found, started = Stream(), time.perf_counter()
     asked = {
         "model": model,
@@ -71,20 +90,22 @@ async def ask(client: httpx.AsyncClient, model: str, text: str, most: int = TOKE
             if said["choices"] and said["choices"][0]["delta"].get("content"):
                 found.first = found.first or time.perf_counter() - started
                 found.text += said["choices"][0]["delta"]["content"]
-            if said.get("usage"):
-                found.tokens = said["usage"]["completion_tokens"]
-    found.last = time.perf_counter() - started
+            if usage := said.get("usage"):
+                found.prompt, found.tokens = usage["prompt_tokens"], usage["completion_tokens"]
+                found.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    if not found.text:
+        raise RuntimeError(f"a stream of {model} without content")
     return found
 
 
 async def together(
-    engine: Inference | Vllm, models: Sequence[str], **body: Any
+    engine: Inference | Vllm, models: Sequence[str], texts: Sequence[str], **body: Any
 ) -> tuple[float, list[Stream]]:
-    """Ask each model once, all at the same time; return the seconds it took and what was seen."""
+    """Ask each model its text, all at the same time; return the seconds it took and what was seen."""
     async with engine.client() as client:
         started = time.perf_counter()
         streams = await asyncio.gather(
-            *(ask(client, model, QUESTIONS[place], **body) for place, model in enumerate(models))
+            *(ask(client, model, text, **body) for model, text in zip(models, texts, strict=True))
         )
         return time.perf_counter() - started, list(streams)
 
@@ -94,60 +115,116 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def speed(inference: Inference, peer: "Peer", vllm: Vllm | None) -> None:
-    """Print all sides' tokens a second, in turn, at each number of streams."""
-    for count in STREAMS:
-        ours, theirs, other = Pace(), [], Pace()
-        for _ in range(2):
-            ours.take(asyncio.run(together(inference, [MODEL] * count, **ENDLESS)))
-            theirs.append(peer.speed(count))
-            if vllm is not None:
-                other.take(asyncio.run(together(vllm, [NAME] * count, **ENDLESS)))
-        us, them = max(ours.speeds), max(theirs)
-        beside = ""
-        if vllm is not None:
-            beside = f" vllm_tokens_per_s={max(other.speeds):.1f} {other.first('vllm_')}"
-        print(
-            f"SERVE streams={count} ours_tokens_per_s={us:.1f} transformers_tokens_per_s={them:.1f} "
-            f"ratio={us / them:.2f} {ours.first()}{beside}",
-            flush=True,
-        )
+def known(streams: Iterable[Stream]) -> list[str]:
+    """Return what is wrong where more than the template was known of a prompt."""
+    most = max(stream.cached for stream in streams)
+    return [f"{most} tokens of a prompt were cached"] if most > MOST_CACHED else []
 
 
 @dataclass
 class Pace:
-    """Tokens a second of each round, and the seconds to every first token."""
+    """What one engine did in the rounds that count: tokens a second of each, and every stream."""
 
     speeds: list[float] = field(default_factory=list)
-    firsts: list[float] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
 
-    def take(self, round_: tuple[float, list[Stream]]) -> None:
+    def take(self, seconds: float, streams: Sequence[Stream]) -> None:
         """Note a round."""
-        seconds, streams = round_
         self.speeds.append(sum(stream.tokens for stream in streams) / seconds)
-        self.firsts += [stream.first for stream in streams]
+        self.streams += streams
 
-    def first(self, whose: str = "") -> str:
-        """Return the figures of first tokens, as they are printed."""
+    def told(self, whose: str = "") -> str:
+        """Return the figures of prompts and first tokens, as they are printed."""
+        first = [stream.first for stream in self.streams]
         return (
-            f"{whose}first_token_p50={quantile(self.firsts, 0.5):.2f} "
-            f"{whose}first_token_p95={quantile(self.firsts, 0.95):.2f}"
+            f"{whose}cached_tokens={max(stream.cached for stream in self.streams)} "
+            f"{whose}first_token_p50={quantile(first, 0.5):.2f} "
+            f"{whose}first_token_p95={quantile(first, 0.95):.2f}"
         )
+
+
+def speed(inference: Inference, peer: "Peer", vllm: Vllm) -> list[str]:
+    """Print all sides' tokens a second, in turn, at each number of streams; return what is wrong.
+
+    Each round's texts are new and the same on every side. A first round warms up and does not count.
+    """
+    problems = []
+    for count in STREAMS:
+        ours, theirs, other = Pace(), [], Pace()
+        for turn in range(ROUNDS + 1):
+            texts = unheard(count)
+            mine = asyncio.run(together(inference, [MODEL] * count, texts, **ENDLESS))
+            generated, length = peer.speed(texts)
+            servers = asyncio.run(together(vllm, [NAME] * count, texts, **ENDLESS))
+            streams = [*mine[1], *servers[1]]
+            problems += known(streams)
+            if (lengths := {length, *(stream.prompt for stream in streams)}) != {length}:
+                problems.append(f"prompts of {sorted(lengths)} tokens in one round")
+            if turn:
+                ours.take(*mine)
+                theirs.append(generated)
+                other.take(*servers)
+        us, them = max(ours.speeds), max(theirs)
+        print(
+            f"SERVE streams={count} prompt_tokens={length} template_tokens={TEMPLATE_TOKENS} "
+            f"ours_tokens_per_s={us:.1f} transformers_tokens_per_s={them:.1f} ratio={us / them:.2f} "
+            f"{ours.told()} vllm_tokens_per_s={max(other.speeds):.1f} {other.told('vllm_')} "
+            f"problems={problems}",
+            flush=True,
+        )
+    return problems
 
 
 def adapters(inference: Inference) -> None:
     """Print what eight different adapters in a batch cost against one, and against the base."""
     kinds = {"base": [MODEL] * 8, "one": [ADAPTERS[0]] * 8, "eight": list(ADAPTERS)}
     for models in kinds.values():  # loaded, and their stacks made
-        asyncio.run(together(inference, models, **ENDLESS, most=2))
+        asyncio.run(together(inference, models, unheard(8), **ENDLESS, most=2))
     best: dict[str, float] = {}
-    for _ in range(2):
+    for _ in range(ROUNDS):
         for name, models in kinds.items():
-            seconds, _ = asyncio.run(together(inference, models, **ENDLESS))
+            seconds, _ = asyncio.run(together(inference, models, unheard(8), **ENDLESS))
             best[name] = min(seconds, best.get(name, seconds))
     print(
         f"ADAPTERS streams=8 base_s={best['base']:.2f} one_s={best['one']:.2f} eight_s={best['eight']:.2f} "
         f"eight_over_one={best['eight'] / best['one']:.2f}",
+        flush=True,
+    )
+
+
+async def staggered(inference: Inference, models: Sequence[str]) -> tuple[float, int]:
+    """Have eight clients ask one question after another; return the seconds it took, and all tokens.
+
+    Each goes from model to model, and its answers are of other lengths than its neighbours': rows leave and
+    join one by one, and the models among them change with most of them.
+    """
+    draw = random.Random(1)
+    lengths = [[draw.randrange(8, TOKENS) for _ in range(VISITS)] for _ in range(8)]
+
+    async def visit(client: httpx.AsyncClient, number: int) -> int:
+        tokens = 0
+        for turn, (text, most) in enumerate(zip(unheard(VISITS), lengths[number], strict=True)):
+            model = models[(number + turn) % len(models)]
+            tokens += (await ask(client, model, text, most, **ENDLESS)).tokens
+        return tokens
+
+    async with inference.client() as client:
+        started = time.perf_counter()
+        tokens = await asyncio.gather(*(visit(client, number) for number in range(8)))
+        return time.perf_counter() - started, sum(tokens)
+
+
+def adapters_staggered(inference: Inference) -> None:
+    """Print what eight adapters whose rows join and leave cost against the same requests with one."""
+    kinds = {"one": [ADAPTERS[0]] * len(ADAPTERS), "eight": ADAPTERS}
+    best: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for name, models in kinds.items():
+            seconds, tokens = asyncio.run(staggered(inference, models))
+            best[name] = min(seconds, best.get(name, seconds))
+    print(
+        f"ADAPTERS_STAGGERED clients=8 requests={8 * VISITS} tokens={tokens} one_s={best['one']:.2f} "
+        f"eight_s={best['eight']:.2f} eight_over_one={best['eight'] / best['one']:.2f}",
         flush=True,
     )
 
@@ -174,15 +251,21 @@ def exact(inference: Inference, peer: "Peer") -> int:
 
 
 class Peer:
-    """transformers' own generation, in a process of its own that is asked for one thing after another."""
+    """transformers' own generation, for a `with` block: a process asked for one thing after another."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "Peer":
         self._process = subprocess.Popen(
             (sys.executable, "-W", "ignore", "-m", "tests.bench.serve_peer", str(store() / MODEL)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
 
     def _ask(self, **question: Any) -> Any:
         assert self._process.stdin is not None
@@ -191,9 +274,10 @@ class Peer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def speed(self, count: int) -> float:
-        """Return its tokens a second for so many prompts in one batch."""
-        return float(self._ask(do="speed", prompts=QUESTIONS[:count], tokens=TOKENS))
+    def speed(self, prompts: Sequence[str]) -> tuple[float, int]:
+        """Return its tokens a second for prompts in one batch, and the tokens of the longest prompt."""
+        speed, length = self._ask(do="speed", prompts=list(prompts), tokens=TOKENS)
+        return speed, length
 
     def compare(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[int, int, list[float]]:
         """Return how many texts are its own, how many part where it is undecided, and the gaps there."""
@@ -205,21 +289,29 @@ class Peer:
         """Return the most memory it ever held, in MB."""
         return peak((self._process.pid,))
 
-    def end(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+
+def problems_of(cost: float, streams: Sequence[Stream]) -> list[str]:
+    """Return what is wrong with a job that chats made slower by this share, and with the chats beside it."""
+    problems = known(streams)
+    if cost > SLOWDOWN:
+        problems.append(f"the job is slower by {cost:.0%}")
+    if (late := quantile([stream.first for stream in streams], 0.95)) > FIRST_TOKEN_SECONDS:
+        problems.append(f"one first token in twenty takes {late:.2f} s or longer")
+    return problems
 
 
-def sharing(inference: Inference) -> int:
-    """Print what a chat a second costs a job on the same machine, and how long its first token takes."""
+def sharing(inference: Inference) -> list[str]:
+    """Print what a chat a second costs a job on the same machine, and how long its first token takes.
+
+    Every fourth chat has a long prompt, and none was read before. Returns what is wrong.
+    """
 
     async def chat(ended: asyncio.Event) -> list[Stream]:
         async with inference.client() as client:
-            tasks = []
+            tasks: list[asyncio.Task[Stream]] = []
             while not ended.is_set():
-                tasks.append(asyncio.create_task(ask(client, MODEL, QUESTIONS[len(tasks) % 64], 12)))
+                (text,) = unheard(1, LONG if len(tasks) % LONG_EVERY == 1 else SHORT)
+                tasks.append(asyncio.create_task(ask(client, MODEL, text, CHAT_TOKENS, **ENDLESS)))
                 await asyncio.sleep(1.0)
             return list(await asyncio.gather(*tasks))
 
@@ -233,21 +325,26 @@ def sharing(inference: Inference) -> int:
     with inference.training():
         inference.job_step()
         alone, shared, streams = [], [], []
-        for _ in range(2):
+        for _ in range(ROUNDS):
             alone.append(inference.job_step())
             seconds, seen = asyncio.run(beside())
             shared.append(seconds)
             streams += seen
     cost = statistics.median(shared) / statistics.median(alone) - 1
     first = [stream.first for stream in streams]
+    longest = max(stream.prompt for stream in streams)
+    late = [stream.first for stream in streams if stream.prompt == longest]
+    problems = problems_of(cost, streams)
     print(
         f"SHARING step_alone_s={statistics.median(alone):.1f} "
         f"step_with_chats_s={statistics.median(shared):.1f} "
         f"job_slower={cost:.0%} chats={len(streams)} first_token_p50={quantile(first, 0.5):.2f} "
-        f"first_token_p95={quantile(first, 0.95):.2f}",
+        f"first_token_p95={quantile(first, 0.95):.2f} long_chats={len(late)} long_prompt_tokens={longest} "
+        f"long_first_token_p50={quantile(late, 0.5):.2f} "
+        f"cached_tokens={max(stream.cached for stream in streams)} problems={problems}",
         flush=True,
     )
-    return int(cost > SLOWDOWN or quantile(first, 0.5) > FIRST_TOKEN_SECONDS)
+    return problems
 
 
 def main() -> int:
@@ -259,32 +356,33 @@ def main() -> int:
     # An end from outside ends the processes too.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     wanted = {only} if only else set(parts)
-    failed = 0
+    failed = False
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tunesmith-serve-")))
         inference = stack.enter_context(Inference(folder))
-        vllm = None
-        if wanted & {"speed", "vllm"}:
-            vllm = stack.enter_context(Vllm(folder / "vllm.log"))
         if wanted & {"exact", "speed"}:
-            peer = Peer()
-            if "exact" in wanted:
-                failed |= exact(inference, peer)
-            if "speed" in wanted:
-                speed(inference, peer, vllm)
-            print(f"MEMORY transformers_peak_mb={peer.peak():.0f}", flush=True)
-            peer.end()
+            with Peer() as peer:
+                if "exact" in wanted:
+                    failed |= bool(exact(inference, peer))
+                if "speed" in wanted:
+                    with Vllm(folder / "vllm-base.log", adapters=0) as vllm:
+                        failed |= bool(speed(inference, peer, vllm))
+                        print(vllm.memory(), flush=True)
+                print(
+                    f"MEMORY adapters=0 ours_peak_mb={inference.peak():.0f} "
+                    f"transformers_peak_mb={peer.peak():.0f}",
+                    flush=True,
+                )
         if "adapters" in wanted:
             adapters(inference)
-        print(f"MEMORY ours_peak_mb={peak((inference.pid,)):.0f}", flush=True)
-        if vllm is not None:
-            print(f"MEMORY vllm_peak_mb={vllm.peak():.0f}", flush=True)
-        if vllm is not None and "vllm" in wanted:
-            failed |= bool(drive(inference, vllm))
-            vllm.kill()
+            adapters_staggered(inference)
+            print(f"MEMORY adapters={len(ADAPTERS)} ours_peak_mb={inference.peak():.0f}", flush=True)
+        if "vllm" in wanted:
+            with Vllm(folder / "vllm-adapters.log", adapters=len(ADAPTERS)) as vllm:
+                failed |= bool(drive(inference, vllm))
         if "sharing" in wanted:
-            failed |= sharing(inference)
-    return failed
+            failed |= bool(sharing(inference))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,15 @@ class Peer:
         ]
 
     @torch.no_grad()
-    def speed(self, asked: dict[str, Any]) -> float:
+    def speed(self, asked: dict[str, Any]) -> tuple[float, int]:
         batch = self.tokenizer(
             self.texts(asked["prompts"]), return_tensors="pt", padding=True, add_special_tokens=False
         )
         count, started = asked["tokens"], time.perf_counter()
         out = self.causal.generate(**batch, max_new_tokens=count, min_new_tokens=count, do_sample=False)
-        new = out.shape[1] - batch["input_ids"].shape[1]
-        assert new == count
-        return len(asked["prompts"]) * new / (time.perf_counter() - started)
+        seconds, length = time.perf_counter() - started, batch["input_ids"].shape[1]
+        assert out.shape[1] == length + count
+        return len(asked["prompts"]) * count / seconds, length
 
     @torch.no_grad()
     def compare(self, asked: dict[str, Any]) -> dict[str, Any]:

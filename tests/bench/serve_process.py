@@ -1,6 +1,7 @@
 """An inference process for `serve.py` on a throw-away data folder: the default model, eight adapters, a job.
 
-`python -m tests.bench.serve_process MODEL_FOLDER` is the job: a training step for each line it reads.
+`python -m tests.bench.serve_process adapters FOLDER` writes the adapters, `... job` is the job: a training
+step for each line it reads.
 """
 
 import json
@@ -12,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -26,6 +26,8 @@ from worker.engine import machine
 
 MODEL = base_models.DEFAULT_MODEL
 ADAPTERS = tuple(f"ft:{MODEL}:personal::adapter{n}" for n in range(8))
+# Where the two likeliest tokens are so close, rounding decides.
+UNDECIDED = 1e-3
 
 
 def store() -> Path:
@@ -46,11 +48,10 @@ def peak(pids: Iterable[int]) -> float:
 
 
 class Inference:
-    """The process, for a `with` block. `pid` is its number."""
+    """The process, for a `with` block."""
 
     def __init__(self, folder: Path) -> None:
         self._settings = Settings(data=folder / "data", models=store())
-        self._folder = folder
 
     def __enter__(self) -> "Inference":
         settings = self._settings
@@ -62,7 +63,7 @@ class Inference:
             found[model.id] = {**asdict(model), "path": str(model.path)}
         with self.context.db.transaction() as session:
             models.register_base_models(session, found=found)
-        self._run("adapters", str(self.context.storage.path("adapters")))
+        subprocess.run(_command("adapters", str(self.context.storage.path("adapters"))), check=True)
         with self.context.db.transaction() as session:
             for number, name in enumerate(ADAPTERS):
                 session.add(
@@ -77,7 +78,6 @@ class Inference:
                 )
         environment = {**os.environ, "TUNESMITH_DATA": str(settings.root)}
         self._process = subprocess.Popen((sys.executable, "-m", "worker.serving"), env=environment)
-        self.pid = self._process.pid
         with self.blocking_client() as client:
             until = time.monotonic() + 60
             while not settings.inference_socket.exists():
@@ -91,6 +91,10 @@ class Inference:
         self._process.terminate()
         self._process.wait(30)
         self.context.db.dispose()
+
+    def peak(self) -> float:
+        """Return the most memory it ever held, in MB."""
+        return peak((self._process.pid,))
 
     @property
     def _socket(self) -> str:
@@ -112,7 +116,10 @@ class Inference:
         """Have a job at work on this machine, which the process learns from the worker's heartbeat."""
         with self.context.db.transaction() as session:
             heartbeats.beat(session, part="worker", detail={"trainers": ["ftjob-bench"]})
-        self._job = self._run("job", str(self._folder / "job"), wait=False)
+        # In a session of its own, as the worker starts its trainers.
+        self._job = subprocess.Popen(
+            _command("job"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
             yield
         finally:
@@ -128,14 +135,9 @@ class Inference:
         self._job.stdin.flush()
         return float(self._job.stdout.readline())
 
-    def _run(self, what: str, folder: str, *, wait: bool = True) -> Any:
-        command = (sys.executable, "-W", "ignore", "-m", "tests.bench.serve_process", what, folder)
-        if wait:
-            return subprocess.run(command, check=True)
-        # In a session of its own, as the worker starts its trainers.
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+
+def _command(*what: str) -> tuple[str, ...]:
+    return (sys.executable, "-W", "ignore", "-m", "tests.bench.serve_process", *what)
 
 
 def write_adapters(folder: Path) -> None:
