@@ -157,7 +157,7 @@ class Plain:
             cache.reorder_cache(torch.tensor([0, 0], device=text.device))
             again, rest, own = deepcopy(cache), text[None, _BEGINNING:].expand(2, -1), own[_BEGINNING:]
             found = []
-            for token in rest.split(1, dim=1):
+            for token in torch.split(rest, 1, dim=1):
                 states, cache = self.forward(token, cache, remember=True)
                 found.append(head(states[1]))
             single = torch.cat(found)
