@@ -11,8 +11,9 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine.config import TrainingConfig
@@ -71,11 +72,11 @@ def write(layers: Layers, directory: Path, base_name: str) -> None:
 def load(layers: Layers, directory: Path, base_name: str) -> None:
     """Take the weights of the adapter being trained.
 
-    Raises: CheckpointRefused when the folder's tensors are not those of these layers at this rank, or belong
-    to another base.
+    Raises: CheckpointRefused when the folder's tensors are not those of these layers at this rank, are not
+    finite, or belong to another base.
     """
     _check_base(directory, base_name)
-    tensors = load_file(directory / _WEIGHTS)
+    tensors = _tensors(directory)
     own = _parameters(layers)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
@@ -87,23 +88,41 @@ def load(layers: Layers, directory: Path, base_name: str) -> None:
 def read(layers: Layers, directory: Path, base_name: str) -> dict[str, Adapter]:
     """Return an adapter of any rank, layer by layer; a layer it leaves alone gets one that adds nothing.
 
-    Raises: CheckpointRefused when its tensors don't belong to these layers, or to another base.
+    Raises: CheckpointRefused when its tensors don't belong to these layers, are not finite, or belong to
+    another base.
     """
     _check_base(directory, base_name)
     settings = peft.LoraConfig.from_pretrained(directory)
     scaling = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
-    tensors = load_file(directory / _WEIGHTS)
+    tensors = _tensors(directory)
     found: dict[str, Adapter] = {}
     for path, layer in layers.items():
         down, up = (tensors.pop(f"{PREFIX}{path}.{part}.weight", None) for part in _PARTS)
         if down is None or up is None:
             down, up = torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1)
-        if down.shape[1] != layer.in_features or up.shape[0] != layer.out_features:
+        rank = down.shape[:1]
+        if down.shape != (*rank, layer.in_features) or up.shape != (layer.out_features, *rank):
             raise CheckpointRefused(f"the adapter in {directory.name} has other shapes than {path}")
         found[path] = Adapter(down, up, scaling)
     if tensors:
         raise CheckpointRefused(f"the adapter in {directory.name} has layers this model lacks")
     return found
+
+
+def _tensors(directory: Path) -> dict[str, Tensor]:
+    """Return a folder's tensors.
+
+    A number that is not finite would not stay with its adapter: rows of others are multiplied by it too, and
+    wiped out with a zero, which makes no zero of it.
+    """
+    try:
+        tensors = load_file(directory / _WEIGHTS)
+    except SafetensorError as problem:
+        raise CheckpointRefused(f"{_WEIGHTS} in {directory.name} can't be read: {problem}") from problem
+    for name, tensor in tensors.items():
+        if not bool(tensor.float().isfinite().all()):
+            raise CheckpointRefused(f"the adapter in {directory.name} is not finite: {name}")
+    return tensors
 
 
 def _check_base(directory: Path, base_name: str) -> None:

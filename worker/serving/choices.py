@@ -84,10 +84,9 @@ class Choice:
         return self._pieces(parts)
 
     def _end(self) -> list[Piece]:
-        parts = self.reader.end()
-        if not self.reader.stopped:
-            parts = [*self.reader.feed(self.spelling.rest(self._spoken)), *self.reader.end(), *parts]
-        pieces = self._pieces(parts)
+        # What the reader holds back stands before the text that never became whole characters.
+        rest = [] if self.reader.stopped else self.reader.feed(self.spelling.rest(self._spoken))
+        pieces = self._pieces([*rest, *self.reader.end()])
         left = [told for start, told in self._waiting if not self.reader.stopped or start < self._content]
         reason: str | None = "stop" if self.reader.stopped else self.row.finish
         if self._calls and reason == "stop":

@@ -1,6 +1,7 @@
 """Loading, and the adapter on, off and merged."""
 
 import json
+import re
 from pathlib import Path
 
 import peft
@@ -170,3 +171,38 @@ def test_an_adapter_of_another_model_is_not_served(load: Load, tmp_path: Path) -
     save_file(foreign, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointRefused, match="layers this model lacks"):
         policy.add_adapter("other", tmp_path)
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_by_its_tensor(
+    load: Load, tmp_path: Path, spoilt: float
+) -> None:
+    policy = load()
+    policy.save_adapter(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = sorted(tensors)[5]
+    tensors[name][1, 2] = spoilt
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    before = {key: parameter.clone() for key, parameter in policy.adapter.items()}
+    for take in (policy.load_adapter, lambda folder: policy.add_adapter("one", folder)):
+        with pytest.raises(CheckpointRefused, match=f"is not finite: {re.escape(name)}"):
+            take(tmp_path)
+    assert all(torch.equal(parameter, before[key]) for key, parameter in policy.adapter.items())
+    assert policy.adapter_bytes("one") == 0
+
+
+def test_an_adapter_cut_short_or_of_two_ranks_is_refused(load: Load, tmp_path: Path) -> None:
+    policy = load()
+    policy.save_adapter(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    for take in (policy.load_adapter, lambda folder: policy.add_adapter("one", folder)):
+        with pytest.raises(CheckpointRefused, match="can't be read"):
+            take(tmp_path)
+    file.write_bytes(whole)
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if "lora_B" in name)
+    save_file({**tensors, name: tensors[name][:, :3].contiguous()}, file)
+    with pytest.raises(CheckpointRefused, match="has other shapes than"):
+        policy.add_adapter("one", tmp_path)

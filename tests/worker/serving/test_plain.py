@@ -12,9 +12,18 @@ from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
 from worker.engine.types import Prompt
 
-# With a cache rows can share, with a state in place of keys and values, with a window, with no cache at all.
-KINDS = ("bloom, alibi", "mamba", "gpt-oss, sinks", "recurrent gemma, no cache to share")
-TEXTS = ("a", "bb", "a longer question than the others", "a")
+# With a cache rows can share, with a state in place of keys and values or beside them, with a window, with no
+# cache at all.
+KINDS = (
+    "bloom, alibi",
+    "mamba",
+    "falcon mamba",
+    "jamba, states and attention",
+    "gpt-oss, sinks",
+    "recurrent gemma, no cache to share",
+)
+# One is longer than what is read of a text at once.
+TEXTS = ("a", "bb", "a longer question than the others", "a", "tell me more " * 24)
 SAMPLING = Sampling("test", 1, samples=1, max_tokens=12, temperature=0.0, seed=1)
 
 
@@ -34,16 +43,20 @@ def test_each_answers_as_if_it_were_alone(served: Served, kind: str) -> None:
     add_model(context, name, name, None)
     tuned = f"ft:{name}:personal::cccccccc"
     policy = Policy.load(context.settings.models / name, config=training())
+    further = {
+        text: [_user(text), {"role": "assistant", "content": answer}, _user("c " * 20)]
+        for text, answer in (("a", "b"), ("bb", "and so it is"), ("a longer question than the others", "1"))
+    }
     with policy.base():
         expected = {(name, text): _alone(policy, [_user(text)]) for text in TEXTS}
+        turns = {(name, text): _alone(policy, messages) for text, messages in further.items()}
     policy.reset_adapter(7)
     disturb(policy, 3)
     policy.save_adapter(context.storage.path(f"jobs/{name}"))
     add_model(context, tuned, name, f"jobs/{name}")
     with policy.merged():
         expected |= {(tuned, text): _alone(policy, [_user(text)]) for text in TEXTS}
-        further = [_user("a"), {"role": "assistant", "content": "b"}, _user("c")]
-        expected_further = _alone(policy, further)
+        turns |= {(tuned, text): _alone(policy, messages) for text, messages in further.items()}
 
     asked = [(model, text) for text in TEXTS for model in (name, tuned)]
     with ThreadPoolExecutor(len(asked)) as pool:
@@ -52,7 +65,10 @@ def test_each_answers_as_if_it_were_alone(served: Served, kind: str) -> None:
     assert dict(zip(asked, found, strict=True)) == expected
     assert any(expected[name, text] != expected[tuned, text] for text in TEXTS)
     # What was read before is gone on from where a text begins with all of it.
-    assert served.text("a", tuned, messages=further, **limits) == expected_further
+    for (model, text), answer in turns.items():
+        again = served.chat(model=model, messages=further[text], **limits)
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        assert again["choices"][0]["message"]["content"] == answer
     # Several rows of one text, which end at different places.
     drawn = served.chat("bb", tuned, n=3, seed=5, temperature=1.5, max_tokens=9, stop=["a"])
     assert len(drawn["choices"]) == 3
