@@ -99,7 +99,7 @@ def read(layers: Layers, directory: Path, base_name: str) -> dict[str, Adapter]:
     for path, layer in layers.items():
         down, up = (tensors.pop(f"{PREFIX}{path}.{part}.weight", None) for part in _PARTS)
         if down is None or up is None:
-            down, up = torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1)
+            down, up = torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0)
         rank = down.shape[:1]
         if down.shape != (*rank, layer.in_features) or up.shape != (layer.out_features, *rank):
             raise CheckpointRefused(f"the adapter in {directory.name} has other shapes than {path}")

@@ -6,24 +6,78 @@ joins those that belong together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# An adapter that so many batches of several have not asked for makes room in the stacks.
+_LATELY = 256
+
+Ranks = tuple[tuple[int, ...], ...]
+"""Of each of several joined layers, the ranks of the adapters laid end to end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
     """Which of several adapters each row of a batch goes through.
 
-    Shapes: `shares` [rows, 1, adapters, 1], one where the row is the adapter's; None when one adapter has
-    every row.
+    Shapes: `owners` [rows, names], one where the row is the adapter's; None when one has every row.
     """
 
     names: tuple[str, ...]
-    shares: Tensor | None
+    owners: Tensor | None = None
+    _masks: dict[Ranks, Tensor] = field(default_factory=dict)
+
+    def mask(self, ranks: Ranks) -> Tensor | None:
+        """Return what is one in a row's own columns, zero in others': [rows, Σ ranks]; None when all are."""
+        if self.owners is None:
+            return None
+        if ranks not in self._masks:  # the same for most layers of a model
+            columns = [name for layer in ranks for name, rank in enumerate(layer) for _ in range(rank)]
+            self._masks[ranks] = self.owners[:, torch.tensor(columns, device=self.owners.device).long()]
+        return self._masks[ranks]
+
+
+class Mixing:
+    """Chooses the adapters that stand in the layers' stacks, so that few batches need new ones.
+
+    A stack serves every batch whose adapters it holds. It is laid out anew when one is missing, or when it
+    holds more than twice those that batches asked for of late.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._stack: tuple[str, ...] = ()
+        self._turn = 0
+        self._used: dict[str, int] = {}  # the turn of each name's last use beside others
+
+    def of(self, names: Sequence[str | None]) -> Mixture | None:
+        """Return the mixture that sends row i through the adapter `names[i]`; None is the base model."""
+        wanted = {name for name in names if name is not None}
+        if not wanted:
+            return None
+        among = tuple(wanted) if len(wanted) == 1 else self._among(wanted)
+        if len(wanted) == 1 and None not in names:
+            return Mixture(among)
+        own = [[name == one for one in among] for name in names]
+        return Mixture(among, torch.tensor(own, dtype=self._dtype, device=self._device))
+
+    def forget(self, name: str) -> None:
+        """Leave an adapter out that goes."""
+        self._used.pop(name, None)
+        if name in self._stack:
+            self._stack = ()
+
+    def _among(self, wanted: set[str]) -> tuple[str, ...]:
+        self._turn += 1
+        self._used |= dict.fromkeys(sorted(wanted), self._turn)
+        self._used = {name: turn for name, turn in self._used.items() if self._turn - turn < _LATELY}
+        if not wanted.issubset(self._stack) or len(self._stack) > 2 * len(self._used):
+            self._stack = tuple(self._used)
+        return self._stack
 
 
 @dataclass(slots=True)
@@ -42,14 +96,39 @@ class Adapter:
     up: Tensor
     scaling: float
 
-    def to(self, device: torch.device) -> "Adapter":
-        """Return it on a device."""
-        return Adapter(self.down.to(device), self.up.to(device), self.scaling)
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One adapter of joined layers, or several end to end, for few products.
 
-Stack = tuple[Tensor, list[Tensor]]
-"""Several adapters of joined layers, for few products: A [in, layers · adapters · r], and of each layer s B
-[adapters · r, out]; a smaller rank is filled up with zeros."""
+    Shapes: `down` A [in, Σ ranks], layer by layer; of each layer, `ups` s B [its ranks, out].
+    """
+
+    down: Tensor
+    ups: tuple[Tensor, ...]
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, parts: Sequence[Adapter], weight: Tensor) -> Self:
+        """Lay one adapter's parts out for layers whose weight is this."""
+        down = torch.cat([part.down for part in parts]).t().to(weight).contiguous()
+        ups = tuple((part.up * part.scaling).t().to(weight).contiguous() for part in parts)
+        return cls(down, ups, tuple((len(part.down),) for part in parts))
+
+    @classmethod
+    def joined(cls, stacks: Sequence["Stack"]) -> Self:
+        """Lay several out side by side."""
+        downs = [torch.split(one.down, [sum(own) for own in one.ranks], dim=1) for one in stacks]
+        return cls(
+            torch.cat([down for layer in zip(*downs, strict=True) for down in layer], dim=1),
+            tuple(torch.cat(layer) for layer in zip(*(one.ups for one in stacks), strict=True)),
+            tuple(sum(layer, ()) for layer in zip(*(one.ranks for one in stacks), strict=True)),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+        return sum(tensor.nbytes for tensor in (self.down, *self.ups))
 
 
 class Product:
@@ -105,7 +184,6 @@ class AdaptedLinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
         self.mode = mode
-        self.others: dict[str, Adapter] = {}  # adapters to serve, by name
         self.product = Joined([self], mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +209,8 @@ class Joined:
         self.widths = [layer.out_features for layer in layers]
         self.mode = mode
         self._ready: Product | None = None
-        self._stacks: dict[tuple[str, ...], Stack] = {}  # the one used last stands last
+        self._adapters: dict[str, Stack] = {}  # to serve, by name
+        self._several: tuple[tuple[str, ...], Stack] | None = None
         if len(layers) == 1:
             self.weight, self.bias = layers[0].weight.data, layers[0].bias
             return
@@ -177,9 +256,24 @@ class Joined:
         """Give back what `ready` laid out."""
         self._ready = None
 
-    def forget(self) -> None:
-        """Drop what was stacked of adapters to serve; called whenever one comes or goes."""
-        self._stacks.clear()
+    def add(self, name: str, stack: Stack) -> None:
+        """Hold an adapter to serve, as `Stack.of` lays it out."""
+        self._adapters[name] = stack
+
+    def drop(self, name: str) -> None:
+        """Let go of an adapter to serve, and of the stack it stands in."""
+        self._adapters.pop(name, None)
+        if self._several is not None and name in self._several[0]:
+            self._several = None
+
+    def adapter_bytes(self, name: str) -> int:
+        """Return the memory of an adapter to serve."""
+        return self._adapters[name].nbytes if name in self._adapters else 0
+
+    @property
+    def stack_bytes(self) -> int:
+        """The memory of what was stacked of several adapters, beside their own."""
+        return self._several[1].nbytes if self._several is not None else 0
 
     def _adapted(self, x: Tensor, known: Tensor | None) -> Tensor:
         parts = [part for layer in self.layers for part in (layer.lora_A, layer.lora_B)]
@@ -193,34 +287,24 @@ class Joined:
         Every row is multiplied by every adapter and what is not its own is wiped out: with the few rows of a
         decode step, gathering the rows of each adapter costs more than those thin products.
         """
-        down, ups = self._stack(mixture.names)
-        inner = x @ down
-        if mixture.shares is not None:
-            inner.view(len(x), len(ups), len(mixture.names), -1).mul_(mixture.shares)
-        start = 0
-        for thin, up in zip(inner.chunk(len(ups), dim=1), ups, strict=True):
-            y[:, start : start + up.shape[1]].addmm_(thin, up)
+        stack = self._stack(mixture.names)
+        inner = x @ stack.down
+        mask = mixture.mask(stack.ranks)
+        if mask is not None:
+            inner.mul_(mask)
+        start = seen = 0
+        for up in stack.ups:
+            y[:, start : start + up.shape[1]].addmm_(inner[:, seen : seen + len(up)], up)
             start += up.shape[1]
+            seen += len(up)
 
     def _stack(self, names: tuple[str, ...]) -> Stack:
-        stack = self._stacks.pop(names, None)
-        if stack is None:
-            stack = self._stacked(names)
-        # The two used last stay: prompts are read between the steps of rows with other adapters.
-        while len(self._stacks) > 1:
-            self._stacks.pop(next(iter(self._stacks)))
-        self._stacks[names] = stack
-        return stack
-
-    def _stacked(self, names: tuple[str, ...]) -> Stack:
-        rank = max(layer.others[name].down.shape[0] for layer in self.layers for name in names)
-        downs, ups = [], []
-        for layer in self.layers:
-            own = [layer.others[name] for name in names]
-            downs += [F.pad(one.down, (0, 0, 0, rank - len(one.down))) for one in own]
-            padded = [F.pad(one.up * one.scaling, (0, rank - one.up.shape[1])) for one in own]
-            ups.append(torch.cat(padded, dim=1).t().contiguous().to(self.weight.dtype))
-        return torch.cat(downs).t().contiguous().to(self.weight.dtype), ups
+        if len(names) == 1:
+            return self._adapters[names[0]]
+        if self._several is None or self._several[0] != names:
+            self._several = None  # before memory is taken for the next
+            self._several = names, Stack.joined([self._adapters[name] for name in names])
+        return self._several[1]
 
 
 class _Adapted(torch.autograd.Function):
@@ -285,14 +369,3 @@ class _Adapted(torch.autograd.Function):
                 into += (thin @ torch.cat(downs)).to(into.dtype)
         pairs = [one for pair in zip(down_grads, up_grads, strict=True) for one in pair]
         return (into, None, None, None, None, *pairs)
-
-
-def mixture_of(names: Sequence[str | None], device: torch.device, dtype: torch.dtype) -> Mixture | None:
-    """Return the mixture that sends row i through the adapter `names[i]`; None is the base model."""
-    ordered = tuple(sorted({name for name in names if name is not None}))
-    if not ordered:
-        return None
-    if len(ordered) == 1 and None not in names:
-        return Mixture(ordered, None)
-    own = [[name == one for one in ordered] for name in names]
-    return Mixture(ordered, torch.tensor(own, dtype=dtype, device=device)[:, None, :, None])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worker.engine.attention import PackedLayout, Rule
 from worker.engine.errors import UnsupportedModel
-from worker.engine.linear import Mode, mixture_of
+from worker.engine.linear import Mixture, Mode
 from worker.engine.packing import Packed
 from worker.engine.seeds import uniform
 
@@ -88,7 +88,8 @@ class Plain:
         Shapes: [R, T] -> [R, T, H].
         """
         if self.names:
-            self.mode.mixture = mixture_of([self.names[token]], new.device, torch.float32)
+            name = self.names[token]
+            self.mode.mixture = None if name is None else Mixture((name,))
         past.texts = torch.cat([past.texts, new], dim=1)
         if self._cache is None:
             states, _ = self.forward(past.texts)

@@ -21,7 +21,7 @@ from worker.engine.attention import Layout, PackedLayout
 from worker.engine.config import TrainingConfig
 from worker.engine.decoding import DecodeLayout
 from worker.engine.errors import UnsupportedModel
-from worker.engine.linear import Joined, Mode, Product, mixture_of
+from worker.engine.linear import Joined, Mixing, Mode, Product, Stack
 from worker.engine.llama import Llama
 from worker.engine.memory import check_room
 from worker.engine.packing import Packed
@@ -45,6 +45,7 @@ class Policy:
         self.parameter_count = sum(parameter.numel() for parameter in causal.parameters())
         self._causal = causal
         self._mode = Mode()
+        self._mixing = Mixing(self.device, self.dtype)
         self._layers = adapter.adapt(causal, config, self._mode)
         self._plain = plain
         if plain is not None:
@@ -273,7 +274,7 @@ class Policy:
     def mixed(self, names: Sequence[str | None]) -> Iterator[None]:
         """Send token i of each forward through the added adapter `names[i]`; None is the base model."""
         if self._plain is None:
-            self._mode.mixture = mixture_of(names, self.device, self.dtype)
+            self._mode.mixture = self._mixing.of(names)
         else:
             self._plain.names = names
         try:
@@ -290,14 +291,23 @@ class Policy:
         model's layers.
         """
         found = adapter.read(self._layers, directory, self.base_name)
-        for path, part in found.items():
-            self._layers[path].others[name] = part.to(self.device)
-        self._forget_stacks()
+        parts = {self._layers[path]: part for path, part in found.items()}
+        laid_out = [
+            (product, Stack.of([parts[layer] for layer in product.layers], product.weight))
+            for product in self._products()
+        ]
+        self.drop_adapter(name)
+        for product, stack in laid_out:
+            product.add(name, stack)
 
     def adapter_bytes(self, name: str) -> int:
         """Return the memory of an adapter that `add_adapter` brought."""
-        held = [layer.others[name] for layer in self._layers.values() if name in layer.others]
-        return sum(one.down.nbytes + one.up.nbytes for one in held)
+        return sum(product.adapter_bytes(name) for product in self._products())
+
+    @property
+    def stacks_bytes(self) -> int:
+        """The memory of several adapters laid out together, beside their own: as much again at most."""
+        return sum(product.stack_bytes for product in self._products())
 
     @property
     def weight_bytes(self) -> int:
@@ -307,9 +317,9 @@ class Policy:
 
     def drop_adapter(self, name: str) -> None:
         """Let go of an adapter that `add_adapter` brought."""
-        for layer in self._layers.values():
-            layer.others.pop(name, None)
-        self._forget_stacks()
+        self._mixing.forget(name)
+        for product in self._products():
+            product.drop(name)
 
     @contextmanager
     def _computing(self, way: Literal["base", "merged", "mixed"]) -> Iterator[None]:
@@ -323,10 +333,6 @@ class Policy:
         if self._llama is not None:
             return self._llama.products
         return [layer.product for layer in self._layers.values()]
-
-    def _forget_stacks(self) -> None:
-        for product in self._products():
-            product.forget()
 
     # The adapter's files
 

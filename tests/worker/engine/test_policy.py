@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 from pathlib import Path
 
 import peft
@@ -11,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for
+from worker.engine import linear
 from worker.engine.attention import PackedLayout
 from worker.engine.errors import CheckpointRefused
+from worker.engine.linear import Stack
 from worker.engine.packing import Tree, pack
 from worker.engine.policy import Policy
 
@@ -206,3 +209,104 @@ def test_an_adapter_cut_short_or_of_two_ranks_is_refused(load: Load, tmp_path: P
     save_file({**tensors, name: tensors[name][:, :3].contiguous()}, file)
     with pytest.raises(CheckpointRefused, match="has other shapes than"):
         policy.add_adapter("one", tmp_path)
+
+
+def _several(policy: Policy) -> list[Stack]:
+    return [product._several[1] for product in policy._products() if product._several is not None]
+
+
+def _answers(policy: Policy, names: list[str | None]) -> torch.Tensor:
+    """Return the logits of one token in each row, through an adapter each."""
+    rows = pack((), [Tree((token,)) for token in TEXT[: len(names)]])
+    with torch.no_grad(), policy.mixed(names):
+        return policy.logits(policy.hidden(rows.token_ids, rows.positions, PackedLayout(rows)))
+
+
+@pytest.fixture
+def several(load: Load, tmp_path: Path) -> dict[str, Policy]:
+    """Return a policy that serves adapters of ranks 4, 2 and 32, by None, and each of them by its name."""
+    found: dict[str, Policy] = {}
+    serving = load()
+    for name, rank in (("four", 4), ("two", 2), ("wide", 32)):
+        found[name] = load(trained=True, lora_rank=rank)
+        found[name].save_adapter(tmp_path / name)
+        serving.add_adapter(name, tmp_path / name)
+    return {**found, "": serving}
+
+
+def test_adapters_stand_side_by_side_at_their_own_ranks(several: dict[str, Policy]) -> None:
+    policy, names = several[""], ["four", None, "wide", "two"]
+    with policy.serving():
+        found = _answers(policy, names)
+    for row, name in enumerate(names):
+        token = (TEXT[row],)
+        alone = logits(several[name], token) if name else _base_logits(policy, token)
+        torch.testing.assert_close(found[row], alone[0], atol=1e-4, rtol=1e-4)
+    each = [policy.adapter_bytes(name) for name in ("four", "two", "wide")]
+    assert each == [4 * rank * _widths(policy) for rank in (4, 2, 32)]
+    assert policy.stacks_bytes == sum(each)
+
+
+def _widths(policy: Policy) -> int:
+    return sum(layer.in_features + layer.out_features for layer in policy._layers.values())
+
+
+def test_a_stack_serves_whoever_it_holds_and_grows_by_whoever_it_lacks(several: dict[str, Policy]) -> None:
+    policy = several[""]
+    with policy.serving():
+        expected = _answers(policy, ["two", "four", None])
+        first = _several(policy)
+        assert policy.stacks_bytes == policy.adapter_bytes("two") + policy.adapter_bytes("four")
+        # One at a time, as a prompt is read between the steps of others, and fewer than it holds: the same.
+        _answers(policy, ["wide", "wide", None])
+        _answers(policy, ["four", None, None])
+        assert all(ours is before for ours, before in zip(_several(policy), first, strict=True))
+        _answers(policy, ["wide", "two", None])
+        grown = _several(policy)
+        assert not any(ours is before for ours, before in zip(grown, first, strict=True))
+        torch.testing.assert_close(_answers(policy, ["two", "four", None]), expected, atol=1e-5, rtol=1e-5)
+        assert all(ours is before for ours, before in zip(_several(policy), grown, strict=True))
+
+
+def test_a_stack_does_not_keep_who_goes_or_is_not_asked_for(
+    several: dict[str, Policy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = several[""]
+    with policy.serving():
+        _answers(policy, ["two", "four", "wide"])
+        held = [weakref.ref(stack.down) for stack in _several(policy)]
+        policy.drop_adapter("wide")
+        assert policy.stacks_bytes == policy.adapter_bytes("wide") == 0
+        assert all(one() is None for one in held)
+        _answers(policy, ["two", "four", None])
+        assert policy.stacks_bytes == policy.adapter_bytes("two") + policy.adapter_bytes("four")
+        # An adapter brought again under its name is the new one.
+        several["wide"].save_adapter(tmp_path / "other")
+        policy.add_adapter("two", tmp_path / "other")
+        found = _answers(policy, ["two", "four", None])
+        torch.testing.assert_close(found[0], logits(several["wide"], (TEXT[0],))[0], atol=1e-4, rtol=1e-4)
+        # Of five, two are asked for again and again.
+        for name in ("a", "b", "c"):
+            policy.add_adapter(name, tmp_path / "four")
+        _answers(policy, ["a", "b", "c", "two", "four"])
+        monkeypatch.setattr(linear, "_LATELY", 3)
+        for _ in range(4):
+            _answers(policy, ["a", "b", None])
+        assert policy.stacks_bytes == policy.adapter_bytes("a") + policy.adapter_bytes("b")
+
+
+def test_an_adapter_may_leave_layers_alone(several: dict[str, Policy], tmp_path: Path) -> None:
+    policy, own = several[""], several["four"]
+    tensors = load_file(tmp_path / "four" / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "v_proj" in name}
+    save_file(kept, tmp_path / "four" / "adapter_model.safetensors")
+    policy.add_adapter("some", tmp_path / "four")
+    with torch.no_grad():
+        for name, parameter in own.adapter.items():
+            if "v_proj" not in name:
+                parameter.zero_()
+    assert policy.adapter_bytes("some") == sum(tensor.nbytes for tensor in kept.values())
+    with policy.serving():
+        for names in (["some"] * 3, ["some", "wide", None]):
+            found = _answers(policy, names)
+            torch.testing.assert_close(found[0], logits(own, TEXT[:1])[0], atol=1e-4, rtol=1e-4)
