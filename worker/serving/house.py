@@ -301,9 +301,12 @@ class House(threading.Thread):
     # Memory
 
     def _taken(self) -> int:
-        """Return what weights, adapters, keys and values take."""
+        """Return what weights, adapters with their stacks, keys and values take."""
         return self._reserved + sum(
-            base.weights + sum(held.nbytes for held in base.adapters.values()) + base.batch.nbytes
+            base.weights
+            + sum(held.nbytes for held in base.adapters.values())
+            + base.policy.stacks_bytes
+            + base.batch.nbytes
             for base in self._bases.values()
         )
 
