@@ -4,18 +4,15 @@ Kept by adapter, since other weights make other keys and values of the same text
 Used by `batch.py`.
 """
 
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from worker.engine.packing import Tokens, shared_length
 from worker.engine.pasts import TextPast
 
 # A shorter beginning, such as a template's first words, is not worth its copy.
 _LEAST = 16
-
-Key = tuple[str | None, tuple[int, ...]]
 
 
 class Prefixes:
@@ -23,7 +20,8 @@ class Prefixes:
 
     def __init__(self, new_past: Callable[[], TextPast]) -> None:
         self._new_past = new_past
-        self._kept: OrderedDict[Key, tuple[NDArray[np.int64], TextPast]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str | None, Tokens], TextPast] = OrderedDict()
+        self._sorted: dict[str | None, list[Tokens]] = {}
         self.nbytes = 0
 
     def find(self, adapter: str | None, tokens: Sequence[int]) -> TextPast:
@@ -31,38 +29,42 @@ class Prefixes:
 
         It may be empty. What is read on from it leaves what is kept as it is.
         """
-        wanted = np.asarray(tokens[:-1])
-        best: Key | None = None
-        length = _LEAST - 1
-        for key, (kept, _) in self._kept.items():
-            most = min(len(kept), len(wanted))
-            if key[0] != adapter or most <= length:
-                continue
-            differing = np.flatnonzero(kept[:most] != wanted[:most])
-            shared = int(differing[0]) if len(differing) else most
-            if shared > length:
-                best, length = key, shared
-        if best is None:
-            return self._new_past()
-        self._kept.move_to_end(best)
-        return self._kept[best][1].head(length)
+        wanted = tuple(tokens[:-1])
+        begun = wanted
+        texts = self._sorted.get(adapter, [])
+        while len(begun) >= _LEAST:
+            # In their order, the two texts between which this one would stand begin with most of it.
+            place = bisect_right(texts, begun)
+            near = [(shared_length([text, wanted]), text) for text in texts[max(0, place - 1) : place + 1]]
+            for length, text in sorted(near, reverse=True):
+                past = self._kept[adapter, text].head(length) if length >= _LEAST else self._new_past()
+                if len(past):
+                    self._kept.move_to_end((adapter, text))
+                    return past
+            # Some pasts can't be cut. One that is wanted whole stands further ahead, and what stands before
+            # this text begins with it.
+            begun = wanted[: min(near[0][0], len(begun) - 1)] if place else ()
+        return self._new_past()
 
     def keep(self, adapter: str | None, tokens: Sequence[int], past: TextPast) -> None:
         """Keep what was read of a prompt."""
-        key = (adapter, tuple(tokens))
-        if key in self._kept:
-            self._kept.move_to_end(key)
+        text = tuple(tokens)
+        if (adapter, text) in self._kept:
+            self._kept.move_to_end((adapter, text))
             return
-        self._kept[key] = (np.asarray(tokens), past)
+        self._kept[adapter, text] = past
+        insort(self._sorted.setdefault(adapter, []), text)
         self.nbytes += past.nbytes
 
     def shrink(self, nbytes: int) -> None:
         """Forget the longest unused until no more than so many bytes are kept."""
         while self._kept and self.nbytes > nbytes:
-            _, (_, past) = self._kept.popitem(last=False)
+            (adapter, text), past = self._kept.popitem(last=False)
+            texts = self._sorted[adapter]
+            del texts[bisect_left(texts, text)]
             self.nbytes -= past.nbytes
 
     def forget(self, adapter: str) -> None:
         """Forget what was read through an adapter."""
-        for key in [key for key in self._kept if key[0] == adapter]:
-            self.nbytes -= self._kept.pop(key)[1].nbytes
+        for text in self._sorted.pop(adapter, ()):
+            self.nbytes -= self._kept.pop((adapter, text)).nbytes
