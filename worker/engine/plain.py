@@ -78,8 +78,10 @@ class Plain:
         past = {self._cache: cache} if self._cache and cache is not None else {}
         model = self._causal if self.ends_in_logits else self._causal.get_decoder()
         out = model(input_ids=rows, use_cache=remember and self._cache is not None, **past)
-        # Some models carry float32 past their last layer whatever their head's type is.
-        states: Tensor = out.logits if self.ends_in_logits else out.last_hidden_state.to(model.dtype)
+        if self.ends_in_logits:
+            states: Tensor = out.logits
+        else:  # some carry float32 to the end, whatever their head's type is
+            states = out.last_hidden_state.to(self._causal.get_output_embeddings().weight.dtype)
         return states, getattr(out, self._cache) if remember and self._cache else None
 
     def read_on(self, past: "PlainPast", new: Tensor, token: int) -> Tensor:
