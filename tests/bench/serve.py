@@ -37,7 +37,6 @@ FIRST_TOKEN_SECONDS = 3.0
 SLOWDOWN = 0.25
 VISITS = 4
 CHAT_TOKENS = 12
-LONG_EVERY = 10
 # Of equal length on every side: no answer ends by itself.
 ENDLESS = {"logit_bias": {"2": -100}, "temperature": 0}
 QUESTIONS = [f"Tell me about the number {n} and what it is known for." for n in range(PROMPTS)]
@@ -303,47 +302,58 @@ def problems_of(cost: float, chats: Sequence[Stream]) -> list[str]:
 def sharing(inference: Inference) -> list[str]:
     """Print what a chat a second costs a job on the same machine, and how long its first token takes.
 
-    Every tenth has a prompt of hundreds of tokens, which takes its time and holds up the others: it is told
-    apart. No prompt was read before. Returns what is wrong.
+    Whoever begins has credit, so the step that chats begin with is not the one that counts. How long a prompt
+    of hundreds of tokens takes is told apart. None was read before. Returns what is wrong.
     """
 
     async def chat(ended: asyncio.Event) -> list[Stream]:
         async with inference.client() as client:
             tasks: list[asyncio.Task[Stream]] = []
             while not ended.is_set():
-                (text,) = unheard(1, LONG if len(tasks) % LONG_EVERY == 1 else SHORT)
+                (text,) = unheard(1)
                 tasks.append(asyncio.create_task(ask(client, MODEL, text, CHAT_TOKENS, **ENDLESS)))
                 await asyncio.sleep(1.0)
             return list(await asyncio.gather(*tasks))
 
-    async def beside() -> tuple[float, list[Stream]]:
+    async def beside() -> tuple[float, float, list[Stream]]:
         ended = asyncio.Event()
         chats = asyncio.create_task(chat(ended))
+        begun = await asyncio.to_thread(inference.job_step)
         seconds = await asyncio.to_thread(inference.job_step)
         ended.set()
-        return seconds, await chats
+        return begun, seconds, await chats
+
+    async def long() -> Stream:
+        async with inference.client() as client:
+            step = asyncio.create_task(asyncio.to_thread(inference.job_step))
+            await asyncio.sleep(1.0)
+            found = await ask(client, MODEL, *unheard(1, LONG), CHAT_TOKENS, **ENDLESS)
+            await step
+            return found
 
     with inference.training():
         inference.job_step()
-        alone, shared, streams = [], [], []
+        alone, begun, shared, late = [], [], [], []
+        chats: list[Stream] = []
         for _ in range(ROUNDS):
             alone.append(inference.job_step())
-            seconds, seen = asyncio.run(beside())
-            shared.append(seconds)
-            streams += seen
-    cost = statistics.median(shared) / statistics.median(alone) - 1
-    longest = max(stream.prompt for stream in streams)
-    chats = [stream for stream in streams if stream.prompt < longest]
-    first = [chat.first for chat in chats]
-    late = [stream.first for stream in streams if stream.prompt == longest]
-    problems = known(streams) + problems_of(cost, chats)
+            late.append(asyncio.run(long()))
+            inference.job_step()
+            first, second, seen = asyncio.run(beside())
+            begun.append(first)
+            shared.append(second)
+            chats += seen
+    usual = statistics.median(alone)
+    cost = statistics.median(shared) / usual - 1
+    firsts = [stream.first for stream in chats]
+    problems = known([*chats, *late]) + problems_of(cost, chats)
     print(
-        f"SHARING step_alone_s={statistics.median(alone):.1f} "
-        f"step_with_chats_s={statistics.median(shared):.1f} "
-        f"job_slower={cost:.0%} chats={len(chats)} first_token_p50={quantile(first, 0.5):.2f} "
-        f"first_token_p95={quantile(first, 0.95):.2f} long_chats={len(late)} long_prompt_tokens={longest} "
-        f"long_first_token_p50={quantile(late, 0.5):.2f} "
-        f"cached_tokens={max(stream.cached for stream in streams)} problems={problems}",
+        f"SHARING step_alone_s={usual:.1f} step_with_chats_s={statistics.median(shared):.1f} "
+        f"job_slower={cost:.0%} as_chats_begin={statistics.median(begun) / usual - 1:.0%} "
+        f"chats={len(chats)} first_token_p50={quantile(firsts, 0.5):.2f} "
+        f"first_token_p95={quantile(firsts, 0.95):.2f} long_prompt_tokens={late[0].prompt} "
+        f"long_first_token_s={' '.join(f'{stream.first:.2f}' for stream in late)} "
+        f"cached_tokens={max(stream.cached for stream in chats)} problems={problems}",
         flush=True,
     )
     return problems

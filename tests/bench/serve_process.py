@@ -114,8 +114,7 @@ class Inference:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Have a job at work on this machine, which the process learns from the worker's heartbeat."""
-        with self.context.db.transaction() as session:
-            heartbeats.beat(session, part="worker", detail={"trainers": ["ftjob-bench"]})
+        self._beat()
         # In a session of its own, as the worker starts its trainers.
         self._job = subprocess.Popen(
             _command("job"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -128,12 +127,16 @@ class Inference:
 
     def job_step(self) -> float:
         """Let the job take a step and return its seconds."""
-        # As the worker does: a beat that grows old says that nobody trains.
-        with self.context.db.transaction() as session:
-            heartbeats.beat(session, part="worker", detail={"trainers": ["ftjob-bench"]})
+        self._beat()
         self._job.stdin.write("step\n")
         self._job.stdin.flush()
         return float(self._job.stdout.readline())
+
+    def _beat(self) -> None:
+        """Beat as the worker does: a beat that grows old says that nobody trains."""
+        detail = {"machine": machine.identity(), "trainers": ["ftjob-bench"]}
+        with self.context.db.transaction() as session:
+            heartbeats.beat(session, part="worker", detail=detail)
 
 
 def _command(*what: str) -> tuple[str, ...]:

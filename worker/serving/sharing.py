@@ -17,7 +17,7 @@ from worker.engine import machine
 
 NICENESS = 5
 # Of the time, while a job trains here.
-SHARE = 0.3
+SHARE = 0.22
 # So many seconds of work are done without rest while somebody waits for a first token, and rested for later.
 CREDIT = 3.0
 
