@@ -37,6 +37,7 @@ FIRST_TOKEN_SECONDS = 3.0
 SLOWDOWN = 0.25
 VISITS = 4
 CHAT_TOKENS = 12
+STIR_TOKENS = 8
 # Of equal length on every side: no answer ends by itself.
 ENDLESS = {"logit_bias": {"2": -100}, "temperature": 0}
 QUESTIONS = [f"Tell me about the number {n} and what it is known for." for n in range(PROMPTS)]
@@ -152,8 +153,12 @@ def speed(inference: Inference, peer: "Peer", vllm: Vllm) -> list[str]:
         ours, theirs, other = Pace(), [], Pace()
         for turn in range(ROUNDS + 1):
             texts = unheard(count)
+            # Each says a few words first: what rested while the others worked must find its memory again.
+            asyncio.run(together(inference, [MODEL], unheard(1), most=STIR_TOKENS, **ENDLESS))
             mine = asyncio.run(together(inference, [MODEL] * count, texts, **ENDLESS))
+            peer.speed(unheard(1), STIR_TOKENS)
             generated, length = peer.speed(texts)
+            asyncio.run(together(vllm, [NAME], unheard(1), most=STIR_TOKENS, **ENDLESS))
             servers = asyncio.run(together(vllm, [NAME] * count, texts, **ENDLESS))
             streams = [*mine[1], *servers[1]]
             problems += known(streams)
@@ -273,9 +278,9 @@ class Peer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def speed(self, prompts: Sequence[str]) -> tuple[float, int]:
+    def speed(self, prompts: Sequence[str], tokens: int = TOKENS) -> tuple[float, int]:
         """Return its tokens a second for prompts in one batch, and the tokens of the longest prompt."""
-        speed, length = self._ask(do="speed", prompts=list(prompts), tokens=TOKENS)
+        speed, length = self._ask(do="speed", prompts=list(prompts), tokens=tokens)
         return speed, length
 
     def compare(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[int, int, list[float]]:
