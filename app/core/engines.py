@@ -7,6 +7,7 @@ Source: vLLM's `POST /v1/load_lora_adapter`.
 """
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -116,7 +117,7 @@ def serve(
     """Return who answers for a model: the engine that names its base model, else our own process."""
     engine = providers.engine(base_model, adapter=adapter is not None)
     if engine is None:
-        elsewhere = settings.inference_url
+        elsewhere = _nearest(settings.inference_url.split(","), model)
         ours = _ours(elsewhere, "TUNESMITH_INFERENCE_KEY" if settings.inference_key else None)
         socket = None if elsewhere else settings.inference_socket
         return Served(model, ours, model, socket=socket, project_id=project_id)
@@ -128,6 +129,17 @@ def serve(
     # Its own name for these very weights: under a name it has had before, vLLM serves stale caches.
     name = f"{OURS}-{sha256(f'{model} {adapter.name}'.encode()).hexdigest()[:24]}"
     return Served(model, engine, name, adapter=str(place))
+
+
+def _nearest(urls: Sequence[str], model: str) -> str:
+    """Return which of several inference processes answers for a model.
+
+    Always the same, which knows what it read for the model; one more process takes models over from the
+    others and moves none between those.
+
+    Source: highest random weight hashing, Thaler and Ravishankar 1998.
+    """
+    return max(urls, key=lambda url: sha256(f"{url} {model}".encode()).digest())
 
 
 @cache

@@ -59,9 +59,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1)
     threads: int = Field(default=0, ge=0)
     # Where the inference process listens, "host:port", when not on its socket in DATA; where the web finds
-    # it, when not on this machine; and the key it then asks for.
+    # it, or several with commas between them, when not on this machine; and the key it then asks for.
     inference_listen: str = Field(default="", pattern=r"^$|^.*:[0-9]{1,5}$")
-    inference_url: str = Field(default="", pattern=r"^$|^https?://[^\s?#]+$")
+    inference_url: str = Field(default="", pattern=r"^$|^https?://[^\s?#,]+(,https?://[^\s?#,]+)*$")
     inference_key: str = ""
     # Weights and caches together; 0 is half of the machine's (or the GPU's) memory.
     inference_memory_bytes: int = Field(default=0, ge=0)

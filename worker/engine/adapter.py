@@ -89,10 +89,15 @@ def read(layers: Layers, directory: Path, base_name: str) -> dict[str, Adapter]:
     """Return an adapter of any rank, layer by layer; a layer it leaves alone gets one that adds nothing.
 
     Raises: CheckpointRefused when its tensors don't belong to these layers, are not finite, or belong to
-    another base.
+    another base, or when it is more than plain LoRA.
     """
     _check_base(directory, base_name)
     settings = peft.LoraConfig.from_pretrained(directory)
+    if settings.r < 1 or settings.rank_pattern or settings.alpha_pattern or settings.use_dora:
+        raise CheckpointRefused(
+            f"the adapter in {directory.name} is not plain LoRA of one rank: its r must be 1 or more, and "
+            "rank_pattern, alpha_pattern and use_dora must not be set"
+        )
     scaling = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
     tensors = _tensors(directory)
     found: dict[str, Adapter] = {}

@@ -4,6 +4,7 @@ import json
 import re
 import weakref
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -173,6 +174,20 @@ def test_an_adapter_of_another_model_is_not_served(load: Load, tmp_path: Path) -
     foreign = {f"other.{name}": tensor for name, tensor in tensors.items()}
     save_file(foreign, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointRefused, match="layers this model lacks"):
+        policy.add_adapter("other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"r": 0}, {"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"q_proj": 8}}, {"use_dora": True}],
+)
+def test_what_is_more_than_plain_lora_is_refused(load: Load, tmp_path: Path, change: dict[str, Any]) -> None:
+    """It would be computed with, at another scale than it was trained with."""
+    policy = load()
+    policy.save_adapter(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointRefused, match="not plain LoRA of one rank"):
         policy.add_adapter("other", tmp_path)
 
 
