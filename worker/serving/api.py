@@ -153,7 +153,7 @@ def create_app(context: Context, house: House) -> FastAPI:
     # On the event loop: the thread pool may be busy with conversations.
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        if not house.is_alive():
+        if not house.goes_on:
             raise Unavailable("Nothing computes here at the moment.", retry_after=RETRY_SECONDS)
         return {"status": "ok", "waiting": desk.waiting, "models": house.describe()}
 

@@ -139,6 +139,11 @@ class House(threading.Thread):
         """Let go of a base model or an adapter, and say whether it was there; its requests end with a 503."""
         return self._ask(lambda: self._unload(name))
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it computes, and means to go on."""
+        return self.is_alive() and not self._stopping
+
     def describe(self) -> list[dict[str, object]]:
         """Return what is loaded, base models and adapters, with their memory, after the last turn."""
         return self._told
@@ -184,6 +189,7 @@ class House(threading.Thread):
                     self._round()
         except Exception:  # boundary: this thread is the process's purpose
             logger.exception("the inference process can't go on")
+            self._stopping = True
             self._failed()
         finally:
             self._close()
