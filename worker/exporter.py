@@ -16,6 +16,8 @@ from app.services.exports import Lease, LeaseLost
 
 logger = logging.getLogger("worker.exporter")
 
+_TIDY_SECONDS = 3.0
+
 
 class Exporter:
     """At most one export is built at a time: each loads whole models."""
@@ -53,7 +55,9 @@ class Exporter:
             with self._context.db.transaction() as session:
                 exports.renew(session, lease=lease, seconds=self._context.settings.lease_seconds)
         except LeaseLost:
-            # Deleted, or it has just ended: a process that goes on would write for nobody.
+            # Deleted, or it has just ended: it tidies up, and a process that goes on would write for nobody.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_TIDY_SECONDS)
             self._kill(process)
             self._give_back(lease, counted=True)
 

@@ -17,7 +17,7 @@ from app.core.status import TERMINAL
 from app.core.tables import Checkpoint, Export, Job, Model, RolloutBatch
 from app.graders.judgements import FOLDER as JUDGEMENTS
 from app.graders.judgements import Judgements
-from app.services import completions, responses, rollouts, trial_records
+from app.services import completions, exports, responses, rollouts, trial_records
 
 
 def forget_old_texts(context: Context) -> None:
@@ -73,6 +73,7 @@ def _named(session: Session, job_id: str) -> Iterator[str]:
         yield from (uri for uri in session.scalars(select(column).where(owner == job_id)) if uri)
     of_job = select(Export.uri).join(Model, Model.id == Export.model_id).where(Model.job_id == job_id)
     yield from (uri for uri in session.scalars(of_job) if uri)
+    yield from exports.building(session, job_id=job_id)
 
 
 def _pieces(job_folder: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from app.core.context import Context
 from app.core.db import Database, journal_mode, sqlite_module
 from app.core.tables import Job
 from app.graders.sandbox.level import SandboxUnavailable, choose
-from app.services import acceptances, files, heartbeats, leases, models, uploads
+from app.services import acceptances, exports, files, heartbeats, leases, models, uploads
 from app.services.leases import Lease
 from worker import delivery, results, retention
 from worker import models as store
@@ -213,6 +213,7 @@ class Supervisor(threading.Thread):
     def _sweep(self) -> None:
         with self._context.db.transaction() as session:
             leases.sweep(session, max_attempts=self._settings.max_attempts)
+            exports.sweep(session)
             files.delete_expired(session, storage=self._context.storage)
             uploads.end_expired(session, storage=self._context.storage)
             acceptances.forget_old(session)

@@ -44,6 +44,7 @@ async def create_completion(
 @router.get("")
 def list_completions(
     session: InSession,
+    context: InContext,
     caller: ByCaller,
     wanted: ByLabels,
     model: str | None = None,
@@ -57,7 +58,7 @@ def list_completions(
         project_id=caller.project_id,
         limit=limit,
         after=after,
-        model=model,
+        model=None if model is None else context.settings.model_aliases.get(model, model),
         labels=wanted.labels,
         without_labels=wanted.without,
         descending=order == "desc",

@@ -33,16 +33,21 @@ def read_page(
     limit: int,
     after: str | None,
     descending: bool = True,
+    among: Select[T] | None = None,
 ) -> Page[T]:
     """Return up to `limit` rows of `query` after the row whose id is `after`, ordered by `keys`.
 
-    `keys` are columns of the queried table that order it totally. An `after` that the query does not
-    hold is a 400, as a list can't go on from nowhere.
+    `keys` are columns of the queried table that order it totally. An `after` that `among` (the query itself,
+    unless told otherwise) does not hold is a 400, as a list can't go on from nowhere. A list with a filter
+    names what it is a part of: a row relabelled between two pages is still a place to go on from.
     """
     order = [key.desc() if descending else key.asc() for key in keys]
     if after is not None:
         anchor = session.execute(
-            query.with_only_columns(*keys).where(id_column == after).order_by(None)
+            (query if among is None else among)
+            .with_only_columns(*keys)
+            .where(id_column == after)
+            .order_by(None)
         ).one_or_none()
         if anchor is None:
             raise InvalidRequest(f"No object with id '{after}' to list after.", param="after")

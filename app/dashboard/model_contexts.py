@@ -81,7 +81,7 @@ class ExportRow:
     href: str | None
     can_build: bool
     build_verb: str
-    can_delete: bool
+    delete_verb: str
 
 
 @dataclass(frozen=True, slots=True)

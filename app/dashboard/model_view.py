@@ -49,8 +49,9 @@ _EXPORTING = {
 def page(session: Session, visitor: Visitor, model: Model, *, state: Serving, base_url: str) -> ModelPage:
     """Return everything a model's page shows."""
     frame = visitor.frame(session, title=model.id, section="models")
-    job = session.get(Job, model.job_id) if model.job_id else None
     is_own = model.project_id == visitor.project_id
+    # What another project shares is the model, not how it came about.
+    job = session.get(Job, model.job_id) if model.job_id and is_own else None
     step = model.details.get("step")
     return ModelPage(
         frame=frame,
@@ -58,9 +59,9 @@ def page(session: Session, visitor: Visitor, model: Model, *, state: Serving, ba
         address=addresses.model(model.id),
         kind={"base": "Base model", "tuned": "Tuned model"}.get(model.kind, f"Checkpoint of step {step}"),
         facts=tuple(_facts(model, job)),
-        lineage=tuple(_lineage(session, model, job)) if job is not None and is_own else (),
-        verdict=_verdict(session, model, job) if job is not None and is_own else None,
-        siblings=tuple(_siblings(session, model, job)) if job is not None and is_own else (),
+        lineage=tuple(_lineage(session, model, job)) if job is not None else (),
+        verdict=_verdict(session, model, job) if job is not None else None,
+        siblings=tuple(_siblings(session, model, job)) if job is not None else (),
         serving=_serving(model, state, base_url, is_own),
         exports=exports_of(session, model, frame) if is_own and model.kind != "base" else None,
         can_delete=is_own and model.kind != "base",
@@ -122,7 +123,7 @@ def _verdict(session: Session, model: Model, job: Job) -> Verdict | None:
 
 
 def _siblings(session: Session, model: Model, job: Job) -> Iterator[Sibling]:
-    if job.fine_tuned_model is not None:
+    if job.fine_tuned_model is not None and session.get(Model, job.fine_tuned_model) is not None:
         yield Sibling(
             id=job.fine_tuned_model,
             href=addresses.model(job.fine_tuned_model),
@@ -200,7 +201,7 @@ def _export_row(form: str, export: Export | None, address: str, obstacle: str | 
         href=f"{address}/{form}" if status == "ready" else None,
         can_build=(export is None and obstacle is None) or status in ("refused", "failed"),
         build_verb="Build" if export is None else "Build again",
-        can_delete=status == "ready",
+        delete_verb={"ready": "Remove", "queued": "Cancel", "running": "Cancel"}.get(status or "", ""),
     )
 
 

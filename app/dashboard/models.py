@@ -10,7 +10,7 @@ from app.core.errors import NotFound
 from app.core.tables import Model
 from app.dashboard import addresses, model_view, render
 from app.dashboard.model_contexts import ModelRow, ModelsPage
-from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Writing, text
+from app.dashboard.visitor import Form, Parts, Reading, SignedIn, Visitor, Writing, text
 from app.services import exports, models, serving
 
 router = APIRouter()
@@ -22,7 +22,7 @@ EXPORTS = "/models/{model_id:path}/exports"
 @router.get("/models")
 def show_models(visitor: SignedIn, session: Reading) -> Response:
     """Show every model this project may name."""
-    rows = [_row(model) for model in models.list_models(session, project_id=visitor.project_id)]
+    rows = [_row(model, visitor) for model in models.list_models(session, project_id=visitor.project_id)]
     page = ModelsPage(
         frame=visitor.frame(session, title="Models", section="models"),
         base=tuple(row for row in rows if row.kind == "base"),
@@ -124,13 +124,13 @@ def _back(model_id: str, section: str) -> Response:
     return RedirectResponse(f"{addresses.model(model_id)}#{section}", status_code=303)
 
 
-def _row(model: Model) -> ModelRow:
+def _row(model: Model, visitor: Visitor) -> ModelRow:
     return ModelRow(
         id=model.id,
         href=addresses.model(model.id),
         kind=model.kind,
         base=model.base_model,
-        job_id=model.job_id,
+        job_id=model.job_id if model.project_id == visitor.project_id else None,
         note=_note(model),
         created_at=model.created_at,
     )

@@ -26,6 +26,7 @@ from app.graders.grade import grade
 from app.graders.result import Grade
 from app.services import completions, datasets, files, graders, inference, jobs, saved_graders
 from app.services.chat_answer import Answer
+from app.services.dataset_rows import BadLine
 
 router = APIRouter()
 Name = Annotated[str, Query(max_length=512)]
@@ -178,9 +179,10 @@ def _grades(context: Context, visitor: Visitor, asked: Asked, texts: list[str]) 
             else:
                 version = saved_graders.get_version(session, project_id=project_id, grader_id=wanted)
                 content = version.content
-        grader = graders.checked(content, settings=context.settings, param="grade_with", sources=False)
-        is_json = bool(asked.values["response_format"])
-        with graders.means(context.settings, grader) as means:
+        here = {"project_id": project_id, "param": "grade_with"}
+        grader = graders.checked_here(context, content, **here, sources=False)
+        is_json = asked.wants_json
+        with graders.means_here(context, grader, project_id=project_id) as means:
             return [
                 grade(grader, item=asked.item(), output_text=text, json_expected=is_json, means=means)
                 for text in texts
@@ -206,7 +208,10 @@ def _take_example(context: Context, visitor: Visitor, asked: Asked, job_id: str,
     path = context.storage.path(files.file_uri(file)) if file is not None else None
     if path is None or not path.is_file():
         return f"The {split} file of the job is gone: write a message of your own."
-    found = next((one for one in datasets.read_rows(path) if one.index == row), None)
+    try:
+        found = next((one for one in datasets.read_rows(path) if one.index == row), None)
+    except BadLine as problem:
+        return f"The {split} file has a line that can't be read: {problem}"
     if found is None:
         return f"The {split} file has no example {row + 1}."
     names = {"developer": "system"}

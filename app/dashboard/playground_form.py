@@ -12,8 +12,10 @@ from typing import Any
 from starlette.datastructures import FormData
 
 from app.core.errors import InvalidRequest
+from app.core.response_format import schema_of
 from app.dashboard.contexts import Turn
 from app.dashboard.visitor import text
+from app.graders.json_text import NotJson, is_storable, read_json
 from app.services.chat_request import ChatRequest, parse_chat_request
 
 ROLES = ("system", "user", "assistant")
@@ -124,6 +126,12 @@ class Asked:
             known = {*NUMBERS, "response_format", "model", "messages"}
             raise Refused(name if name in known else "messages", refused.message) from refused
 
+    @property
+    def wants_json(self) -> bool:
+        """True when answers must be JSON."""
+        asked = self.request(self.names[0]).asked
+        return schema_of(asked.get("response_format")) is not None
+
     def item(self) -> dict[str, Any]:
         """Return what graders read as `item`. Raises: Refused."""
         item = _json(self.values["item"] or "{}", "item")
@@ -134,9 +142,12 @@ class Asked:
 
 def _json(given: str, name: str) -> Any:
     try:
-        return json.loads(given)
-    except ValueError as problem:
-        raise Refused(name, f"This is not JSON: {problem}.") from problem
+        found = read_json(given)
+    except NotJson as problem:
+        raise Refused(name, f"This can't be read: {problem}.") from problem
+    if not is_storable(found):
+        raise Refused(name, "A text holds a NUL character or half of a surrogate pair.")
+    return found
 
 
 def python(body: dict[str, Any], base_url: str) -> str:

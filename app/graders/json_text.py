@@ -73,6 +73,13 @@ def strings_in(value: Any) -> Iterator[str]:
             stack.extend(node.values())
 
 
+def is_storable(value: Any) -> bool:
+    """Say whether a database takes every string of a value: no NUL, no half of a surrogate pair."""
+    return not any(
+        "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text) for text in strings_in(value)
+    )
+
+
 def _no_constant(name: str) -> NoReturn:
     raise NotJson(f"{name} is not a JSON number")
 

@@ -91,9 +91,8 @@ def list_completions(
     descending: bool = False,
 ) -> Page[Completion]:
     """Return a page of stored completions, oldest first unless told otherwise."""
-    query = select(Completion).where(Completion.project_id == project_id)
-    if model is not None:
-        query = query.where(Completion.model == model)
+    everything = select(Completion).where(Completion.project_id == project_id)
+    query = everything if model is None else everything.where(Completion.model == model)
     return read_page(
         session,
         labelled(session, query, Completion.labels, labels=labels or {}, without=without_labels),
@@ -102,6 +101,7 @@ def list_completions(
         limit=limit,
         after=after,
         descending=descending,
+        among=everything,
     )
 
 

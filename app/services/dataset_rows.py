@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from app.graders.json_text import NotJson, compact, read_json, strings_in
+from app.graders.json_text import NotJson, compact, is_storable, read_json
 
 MAX_LINE_BYTES = 1024 * 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -87,7 +87,7 @@ def _record(line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadLine(f"The line must be a JSON object, but is {_kind(record)}.")
     # Only an escape can bring these past the decoder; most lines hold none and need no walk.
-    if b"\\u" in line and not all(map(_is_storable, strings_in(record))):
+    if b"\\u" in line and not is_storable(record):
         raise BadLine("A text holds a NUL character or half of a surrogate pair.")
     return record
 
@@ -163,10 +163,6 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
     return {**message, "content": content or ""}
-
-
-def _is_storable(text: str) -> bool:
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _kind(value: object) -> str:

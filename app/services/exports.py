@@ -26,6 +26,8 @@ GGUF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalL
 # A build that dies is tried once more: its machine may have been short of memory for a moment.
 MAX_ATTEMPTS = 2
 RETRY_SECONDS = 5
+# The end of the folder's name in which an archive is made.
+BUILDING = ".building"
 
 
 class LeaseLost(Exception):
@@ -131,6 +133,30 @@ def forget(session: Session, *, storage: Storage, project_id: str, model_id: str
 # What the worker does to an export. Every write carries the token.
 
 
+def uri_of(job_id: str, form: str, lease: Lease) -> str:
+    """Return where an archive lies once it is made; with BUILDING behind it, where it is made."""
+    return f"jobs/{job_id}/exports/{form}-{lease.export_id}.tok-{lease.token}"
+
+
+def building(session: Session, *, job_id: str) -> list[str]:
+    """Return where a job's archives are being made."""
+    rows = session.scalars(
+        select(Export)
+        .join(Model, Model.id == Export.model_id)
+        .where(Model.job_id == job_id, Export.status == "running")
+    )
+    return [uri_of(job_id, row.form, Lease(row.id, row.lease_token)) + BUILDING for row in rows]
+
+
+def sweep(session: Session) -> None:
+    """Give up what died in its last attempt together with its worker, so that nobody said so."""
+    rows = session.scalars(
+        select(Export).where(_is_dead(), Export.attempts >= MAX_ATTEMPTS).with_for_update(skip_locked=True)
+    )
+    for export in rows:
+        _give_up(export)
+
+
 def claim(session: Session, *, seconds: float) -> Lease | None:
     """Take the oldest export that waits or whose builder has died, or return None."""
     free = _free()
@@ -202,13 +228,21 @@ def abandon(session: Session, *, lease: Lease, counted: bool = True) -> None:
     if export.attempts < MAX_ATTEMPTS:
         export.status, export.stage, export.progress = "queued", "Waiting for the worker", 0.0
         return
+    _give_up(export)
+
+
+def _give_up(export: Export) -> None:
     export.status, export.stage, export.finished_at = "failed", "Failed", clock.now()
+    export.lease_expires_at = None
     export.reason = f"Its process was killed {MAX_ATTEMPTS} times, most likely for want of memory."
 
 
+def _is_dead() -> ColumnElement[bool]:
+    return and_(Export.status == "running", Export.lease_expires_at < database_now())
+
+
 def _free() -> ColumnElement[bool]:
-    dead = and_(Export.status == "running", Export.lease_expires_at < database_now())
-    return and_(or_(Export.status == "queued", dead), Export.attempts < MAX_ATTEMPTS)
+    return and_(or_(Export.status == "queued", _is_dead()), Export.attempts < MAX_ATTEMPTS)
 
 
 def _end(session: Session, lease: Lease, status: str, stage: str, **values: Any) -> None:

@@ -106,9 +106,8 @@ def list_jobs(
     statuses: Collection[str] | None = None,
 ) -> Page[Job]:
     """Return a page of a project's jobs, newest first; `labels` is the wire's metadata filter."""
-    query = select(Job).where(Job.project_id == project_id)
-    if statuses is not None:
-        query = query.where(Job.status.in_(statuses))
+    everything = select(Job).where(Job.project_id == project_id)
+    query = everything if statuses is None else everything.where(Job.status.in_(statuses))
     query = labelled(session, query, Job.labels, labels=labels or {}, without=without_labels)
     return read_page(
         session,
@@ -117,6 +116,7 @@ def list_jobs(
         id_column=Job.id,
         limit=limit,
         after=after,
+        among=everything,
     )
 
 

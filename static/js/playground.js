@@ -126,6 +126,18 @@ form?.addEventListener("submit", async (event) => {
 });
 halt?.addEventListener("click", () => asking?.abort());
 
+// Loading a stopped model keeps what was typed; without this script its button opens the page anew.
+place?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const load = event.target;
+  event.submitter.disabled = true;
+  const answer = await fetch(load.action, { method: "POST", body: new URLSearchParams(new FormData(load)) }).catch(() => null);
+  const words = document.createElement("p");
+  words.textContent = answer?.ok ? "It answers again. Run to ask it." : "This did not work. Reload the page.";
+  load.closest(".note").replaceChildren(words);
+  if (answer?.ok) run.focus();
+});
+
 // Ctrl or Cmd with Enter runs, from any field.
 form?.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

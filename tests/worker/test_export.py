@@ -21,8 +21,10 @@ from tests.tiny_model import CHAT_TEMPLATE
 from tests.worker.conftest import MakeJob, rows
 from tests.worker.test_runner import read, work
 from worker import retention
+from worker.engine.policy import Policy
 from worker.export import __main__ as process
-from worker.export import forms
+from worker.export import forms, parity
+from worker.export.source import ExportImpossible
 from worker.exporter import Exporter
 
 
@@ -154,6 +156,67 @@ def test_an_archive_that_answers_otherwise_is_kept_back(
     assert export.reason in error.message
 
 
+def test_an_archive_without_its_adapter_is_kept_back(
+    context: Context, tuned: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 16 bits, where the numbers may differ by more than a light run moves them."""
+    write = forms.write
+
+    def write_base(source: Any, folder: Path) -> None:
+        write(source, folder)
+        tensors = load_file(context.settings.models / "tiny" / "model.safetensors")
+        moved = load_file(folder / "model.safetensors")
+        assert any(not torch.equal(moved[name], tensors[name]) for name in tensors)
+        save_file(
+            {name: tensor.bfloat16() for name, tensor in tensors.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+
+    monkeypatch.setattr(forms, "write", write_base)
+    monkeypatch.setattr(forms, "dtype_of", lambda _: "bfloat16")
+    monkeypatch.setitem(parity.TOLERANCES, "bfloat16", parity.Tolerance(agreement=0.0, gap=100.0))
+    lease = ask(context, tuned, "merged")
+    process.build(context, lease)
+    export = row(context, lease)
+    assert export.status == "refused"
+    assert "It is nearer to the base model than to the trained one." in (export.reason or "")
+
+
+def test_prompts_too_long_for_the_gate_make_way_for_others(
+    context: Context, tuned: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the job's own are too long here: general ones are asked, and the figures say so."""
+    lengths = []
+    encode = Policy.encode_chat
+
+    def long(policy: Policy, messages: Any) -> tuple[int, ...]:
+        tokens = encode(policy, messages)
+        is_own = len(lengths) < 20  # five, three and twelve
+        lengths.append(len(tokens))
+        return tokens * 100 if is_own else tokens
+
+    monkeypatch.setattr(Policy, "encode_chat", long)
+    lease = ask(context, tuned, "adapter")
+    process.build(context, lease)
+    export = row(context, lease)
+    assert export.status == "ready", export.reason
+    assert export.parity is not None
+    assert (export.parity["prompts"], export.parity["from_data"]) == (32, 0)
+    monkeypatch.setattr(parity, "PROMPT_TOKENS", 2)
+    with context.db.transaction() as session:
+        exports.forget(
+            session,
+            storage=context.storage,
+            project_id=tuned.project_id,
+            model_id=tuned.fine_tuned_model or "",
+            form="adapter",
+        )
+    lease = ask(context, tuned, "adapter")
+    with pytest.raises(ExportImpossible, match="fits into 2 tokens"):
+        process.build(context, lease)
+
+
 def test_a_model_deleted_while_it_is_exported_leaves_nothing(
     context: Context, tuned: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,10 +246,15 @@ def test_the_bytes_go_with_the_model_and_unnamed_ones_with_the_hour(context: Con
     process.build(context, lease)
     stray = context.storage.path(f"jobs/{tuned.id}/exports/merged-export_x.tok-1.building")
     stray.mkdir()
-    assert len(left(context, tuned)) == 2
+    # One that is being made has its name in the row.
+    made = ask(context, tuned, "gguf")
+    at_work = context.storage.path(exports.uri_of(tuned.id, "gguf", made) + exports.BUILDING)
+    at_work.mkdir()
+    assert len(left(context, tuned)) == 3
     removed = retention.remove_unnamed(context, older_than=-1.0)
     assert [uri for uri in removed if "/exports/" in uri] == [f"jobs/{tuned.id}/exports/{stray.name}"]
-    assert len(left(context, tuned)) == 1
+    assert sorted(left(context, tuned))[1:] == [at_work.name]
+    at_work.rmdir()
     with context.db.transaction() as session:
         models.delete_model(
             session,

@@ -168,10 +168,14 @@ class _Seating:
     """What a decode step needs to know of a shelf, the same in every layer."""
 
     shelf: _Shelf
-    rows: Tensor  # [n] numbers in the batch
+    rows: Tensor | None  # [n] numbers in the batch; None where these are all, in order
     seats: Tensor  # [n]
     lengths: Tensor  # [n] tokens read before this one
     used: int
+
+    def of(self, batch: Tensor) -> Tensor:
+        """Return what is this shelf's of the batch's rows."""
+        return batch if self.rows is None else batch[self.rows]
 
 
 class Rows:
@@ -216,12 +220,12 @@ class Rows:
         """Count the token just decoded in every row; one that has filled its shelf moves to a longer one."""
         self._lengths = [length + 1 for length in self._lengths]
         for shelf in list(self._shelves.values()):
-            for seat in reversed(range(len(shelf.rows))):
-                row = shelf.rows[seat]
-                if self._lengths[row] == shelf.room:
-                    keys, values = ([one[seat] for one in store] for store in (shelf.keys, shelf.values))
-                    self._put(row, keys, values, shelf.room)
-                    shelf.free(seat)
+            full = [seat for seat, row in enumerate(shelf.rows) if self._lengths[row] == shelf.room]
+            for seat in full:
+                keys, values = ([one[seat] for one in store] for store in (shelf.keys, shelf.values))
+                self._put(shelf.rows[seat], keys, values, shelf.room)
+            for seat in reversed(full):
+                shelf.free(seat)
         self._moved()
 
     def keep(self, rows: list[int]) -> None:
@@ -260,13 +264,15 @@ class Rows:
         out = query.new_empty(rows, heads, repeats, value.shape[-1])
         for index, seating in enumerate(self._seated()):
             keys, values = seating.shelf.keys[layer], seating.shelf.values[layer]
-            keys[seating.seats, :, seating.lengths] = key.transpose(0, 1)[seating.rows]
-            values[seating.seats, :, seating.lengths] = value.transpose(0, 1)[seating.rows]
-            seats, used = len(seating.rows), seating.used
+            keys[seating.seats, :, seating.lengths] = seating.of(key.transpose(0, 1))
+            values[seating.seats, :, seating.lengths] = seating.of(value.transpose(0, 1))
+            seats, used = len(seating.seats), seating.used
             hidden = self._hidden_from(index, seating, rule.window)
-            out[seating.rows] = _attend(
-                query[seating.rows], keys[:seats, :, :used], values[:seats, :, :used], hidden, rule
-            )
+            found = _attend(seating.of(query), keys[:seats, :, :used], values[:seats, :, :used], hidden, rule)
+            if seating.rows is None:
+                out = found
+            else:
+                out[seating.rows] = found
         return out.reshape(rows, heads * repeats, -1)
 
     def _seated(self) -> list[_Seating]:
@@ -278,7 +284,10 @@ class Rows:
                     torch.tensor(values, device=self._device)
                     for values in (shelf.rows, list(range(len(lengths))), lengths)
                 )
-                self._seatings.append(_Seating(shelf, numbers, seats, read, max(lengths) + 1))
+                all_in_order = shelf.rows == list(range(len(self._lengths)))
+                self._seatings.append(
+                    _Seating(shelf, None if all_in_order else numbers, seats, read, max(lengths) + 1)
+                )
         return self._seatings
 
     def _hidden_from(self, index: int, seating: _Seating, window: int | None) -> Tensor | None:

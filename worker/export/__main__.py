@@ -66,10 +66,11 @@ def build(context: Context, lease: Lease) -> None:
     telling = Telling(context, lease)
     telling.stage("Looking at the model", 0.0, 0.0)
     source = Source.of(context, lease.export_id)
-    uri = f"jobs/{source.job.id}/exports/{source.form}-{lease.export_id}.tok-{lease.token}"
-    # A folder while it is made, the archive alone in the end: what is left of a killed try has no name.
-    working = context.storage.path(f"{uri}.building")
-    shutil.rmtree(working, ignore_errors=True)
+    uri = exports.uri_of(source.job.id, source.form, lease)
+    # A folder while it is made, the archive alone in the end.
+    working = context.storage.path(f"{uri}{exports.BUILDING}")
+    for left in working.parent.glob(f"{source.form}-{lease.export_id}.*{exports.BUILDING}"):
+        shutil.rmtree(left, ignore_errors=True)  # a killed try's, whose room this one needs
     try:
         working.mkdir(parents=True)
         _check_room(working, source)
@@ -88,7 +89,8 @@ def _build(context: Context, lease: Lease, source: Source, telling: Telling, wor
     telling.stage("Loading the trained model", 0.02, 0.1)
     policy = Policy.load(source.base_dir, config=source.config(context.settings.threads or None))
     policy.load_adapter(source.adapter_dir)
-    answers = parity.ask(policy, source.conversations, telling.stage("Asking the trained model", 0.1, 0.35))
+    asking = telling.stage("Asking the trained model", 0.1, 0.35)
+    answers = parity.ask(policy, source.own, source.general, asking)
     del policy
     gc.collect()
     telling.stage("Writing the weights", 0.35, 0.5)
@@ -99,7 +101,6 @@ def _build(context: Context, lease: Lease, source: Source, telling: Telling, wor
         answers,
         forms.Loaded.of(source, folder),
         dtype=forms.dtype_of(source),
-        from_data=source.from_data,
         on_progress=telling.stage("Comparing both models", 0.55, 0.9),
     )
     gc.collect()

@@ -5,8 +5,9 @@ The trained model answers greedily and says how likely each next token is; the a
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from worker.engine.packing import Tree, pack
 from worker.engine.policy import Policy
 from worker.engine.sampler import Sampling, sample
 from worker.engine.types import Prompt
+from worker.export.source import PROMPTS, ExportImpossible, Messages
 
 ANSWER_TOKENS = 32
 # Longer prompts are cut from the gate: reading them would be most of its time.
@@ -53,15 +55,18 @@ TOLERANCES = {
 class Answer:
     """What the trained model says to a conversation: a greedy answer, and the likeliest tokens at each place.
 
-    Shapes: `likeliest` and `logprobs` [N - 1, 5], one row for each token of prompt and answer but the last.
+    Shapes: `likeliest`, `logprobs` and the base model's `base_logprobs` of the same tokens [N - 1, 5], one
+    row for each token of prompt and answer but the last.
     """
 
-    messages: Sequence[dict[str, Any]]
+    messages: Messages
+    from_data: bool
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     text: str
     likeliest: Tensor
     logprobs: Tensor
+    base_logprobs: Tensor
 
 
 class Artifact(Protocol):
@@ -82,7 +87,11 @@ class Artifact(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far an archive's model agrees with the trained one. `same_*` count prompts."""
+    """How far an archive's model agrees with the trained one. `same_*` count prompts.
+
+    `gap` is the largest difference of a log-prob; the other gaps are means: of the archive to the trained
+    model, of the archive to the base model, and of the trained model to its base.
+    """
 
     dtype: str
     prompts: int
@@ -90,6 +99,9 @@ class Parity:
     positions: int
     agreement: float
     gap: float
+    mean_gap: float
+    gap_to_base: float
+    gap_of_training: float
     same_tokens: int
     same_texts: int
     near_ties: int
@@ -107,6 +119,10 @@ class Parity:
             found.append(
                 f"A token's log-prob differs by {self.gap:.2g}; {self.dtype} allows {self.allowed_gap:g}."
             )
+        # A number type rounds towards the base as much as away from it. Training far below the rounding can't
+        # be told from none.
+        if self.mean_gap > self.gap_to_base and self.gap_of_training > self.mean_gap / 10:
+            found.append("It is nearer to the base model than to the trained one.")
         if self.agreement < self.required_agreement:
             found.append(
                 f"Its next token agrees at {self.agreement:.2%} of {self.positions} places; "
@@ -114,58 +130,94 @@ class Parity:
             )
         if wrong := self.prompts - self.same_texts - self.near_ties:
             found.append(f"{wrong} of {self.prompts} greedy texts differ, and not at a tie.")
+        if 2 * self.near_ties > self.prompts:
+            found.append(f"{self.near_ties} of {self.prompts} greedy texts part at a tie; half may.")
         return found
 
     def wire(self) -> dict[str, Any]:
         """Return the figures as JSON can hold them: a gap that is no number is none."""
-        gap = self.gap if math.isfinite(self.gap) else None
-        return asdict(self) | {"gap": gap, "passed": not self.faults}
+        figures = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+        return figures | {"passed": not self.faults}
 
 
 @torch.no_grad()
 def ask(
-    policy: Policy, conversations: Iterable[Sequence[dict[str, Any]]], on_progress: OnProgress
+    policy: Policy, own: Iterable[Messages], general: Iterable[Messages], on_progress: OnProgress
 ) -> list[Answer]:
-    """Return what the trained model says to each conversation that is not too long."""
+    """Return what the trained model says to PROMPTS conversations, the job's own first, none too long.
+
+    Raises: ExportImpossible when every one is too long.
+    """
     room = min(PROMPT_TOKENS, (policy.context_length or PROMPT_TOKENS + ANSWER_TOKENS) - ANSWER_TOKENS)
-    asked = [(messages, policy.encode_chat(messages)) for messages in conversations]
-    asked = [(messages, tokens) for messages, tokens in asked if len(tokens) <= room]
-    prompts = [Prompt(index, tokens) for index, (_, tokens) in enumerate(asked)]
+    encoded = (
+        (messages, from_data, policy.encode_chat(messages))
+        for conversations, from_data in ((own, True), (general, False))
+        for messages in conversations
+    )
+    asked = list(islice((one for one in encoded if len(one[2]) <= room), PROMPTS))
+    if not asked:
+        raise ExportImpossible(f"No prompt to compare with fits into {room} tokens, what its context leaves.")
+    prompts = [Prompt(index, tokens) for index, (_, _, tokens) in enumerate(asked)]
     sampling = Sampling("export", 0, 1, ANSWER_TOKENS, 0.0, 0)
-    found: list[Answer] = []
     with policy.merged():
         rollouts = [one for wave in sample(policy, prompts, sampling) for one in wave]
-        for (messages, tokens), rollout in zip(asked, rollouts, strict=True):
-            packed = pack((), [Tree((*tokens, *rollout.token_ids))], policy.device)
-            hidden = policy.hidden(packed.token_ids, packed.positions, PackedLayout(packed))[:-1]
-            parts = (hidden[start : start + _CHUNK] for start in range(0, len(hidden), _CHUNK))
-            likeliest = [_likeliest(policy.logits(part)) for part in parts]
-            indices, logprobs = (torch.cat(list(rows)) for rows in zip(*likeliest, strict=True))
-            found.append(
-                Answer(messages, tokens, rollout.token_ids, rollout.text, indices.cpu(), logprobs.cpu())
+        texts = [(*tokens, *one.token_ids) for (_, _, tokens), one in zip(asked, rollouts, strict=True)]
+        likeliest = []
+        for number, text in enumerate(texts, 1):
+            tops = [part.topk(LIKELIEST) for part in _logprobs(policy, text)]
+            likeliest.append(
+                (torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops]))
             )
-            on_progress(len(found) / len(asked))
+            on_progress(number / len(texts) * 0.7)
+    found: list[Answer] = []
+    with policy.base():
+        for (messages, from_data, tokens), rollout, text, (indices, logprobs) in zip(
+            asked, rollouts, texts, likeliest, strict=True
+        ):
+            rows = torch.split(indices, _CHUNK)
+            of_base = [part.gather(1, own) for part, own in zip(_logprobs(policy, text), rows, strict=True)]
+            found.append(
+                Answer(
+                    messages,
+                    from_data,
+                    tokens,
+                    rollout.token_ids,
+                    rollout.text,
+                    indices.cpu(),
+                    logprobs.cpu(),
+                    torch.cat(of_base).cpu(),
+                )
+            )
+            on_progress(0.7 + 0.3 * len(found) / len(texts))
     return found
 
 
-def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    top = logits.float().log_softmax(-1).topk(LIKELIEST)
-    return top.indices, top.values
+def _logprobs(policy: Policy, text: Sequence[int]) -> Iterator[Tensor]:
+    """Yield each token's log-prob after each of a text but the last, some places at a time: [_CHUNK, V]."""
+    packed = pack((), [Tree(tuple(text))], policy.device)
+    hidden = policy.hidden(packed.token_ids, packed.positions, PackedLayout(packed))[:-1]
+    for part in torch.split(hidden, _CHUNK):
+        yield policy.logits(part).float().log_softmax(-1)
 
 
 @torch.no_grad()
-def compare(
-    answers: Sequence[Answer], artifact: Artifact, *, dtype: str, from_data: int, on_progress: OnProgress
-) -> Parity:
+def compare(answers: Sequence[Answer], artifact: Artifact, *, dtype: str, on_progress: OnProgress) -> Parity:
     """Hold an archive's model against the trained model's answers."""
     tolerance = TOLERANCES[dtype]
     agreeing, positions = 0, 0
     gaps: list[float] = []
+    means = torch.zeros(3, dtype=torch.float64)
     for number, answer in enumerate(answers, 1):
         logprobs = artifact.logits((*answer.prompt, *answer.answer))[:-1].float().cpu().log_softmax(-1)
         agreeing += int((logprobs.argmax(-1) == answer.likeliest[:, 0]).sum())
         positions += len(logprobs)
-        gaps.append((logprobs.gather(1, answer.likeliest) - answer.logprobs).abs().max().item())
+        own = logprobs.gather(1, answer.likeliest)
+        gaps.append((own - answer.logprobs).abs().max().item())
+        pairs = ((own, answer.logprobs), (own, answer.base_logprobs), (answer.logprobs, answer.base_logprobs))
+        means += torch.stack([(mine - theirs).double().abs().sum() for mine, theirs in pairs])
         on_progress(number / len(answers) / 2)
     said = artifact.answers([answer.prompt for answer in answers])
     same = [
@@ -177,14 +229,18 @@ def compare(
         for answer, tokens, alike in zip(answers, said, same, strict=True)
     ]
     on_progress(1.0)
+    mean_gap, gap_to_base, gap_of_training = (means / (positions * LIKELIEST)).tolist()
     return Parity(
         dtype=dtype,
         prompts=len(answers),
-        from_data=min(from_data, len(answers)),
+        from_data=sum(answer.from_data for answer in answers),
         positions=positions,
         agreement=agreeing / positions,
         # Python's max() would pass over what is no number.
         gap=math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps),
+        mean_gap=mean_gap,
+        gap_to_base=gap_to_base,
+        gap_of_training=gap_of_training,
         same_tokens=sum(artifact.encode(answer.messages) == answer.prompt for answer in answers),
         same_texts=sum(same),
         near_ties=sum(ties),
@@ -194,10 +250,11 @@ def compare(
 
 
 def _at_a_tie(answer: Answer, tokens: tuple[int, ...], tie: float) -> bool:
-    """Say whether a text leaves the trained model's where two tokens were nearly as likely."""
+    """Say whether a text leaves the trained model's for a token that was nearly as likely there."""
     pairs = enumerate(zip(answer.answer, tokens, strict=False))
     first = next((place for place, (mine, theirs) in pairs if mine != theirs), None)
     if first is None:
         return False
-    logprobs = answer.logprobs[len(answer.prompt) - 1 + first]
-    return bool(logprobs[0] - logprobs[1] <= tie)
+    place = len(answer.prompt) - 1 + first
+    near = answer.likeliest[place][answer.logprobs[place][0] - answer.logprobs[place] <= tie]
+    return tokens[first] in near.tolist()

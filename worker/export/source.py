@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files as resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from app.services import datasets, evaluations, files
 from worker import models
 from worker.engine.config import TrainingConfig
 
+# The gate's prompts; so many of the job's own are looked at for those that are not too long.
 PROMPTS = 32
+_CANDIDATES = 1_000
 
 Messages = list[dict[str, Any]]
 
@@ -38,7 +41,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Everything an export is made of. `conversations` are the gate's, the job's own before general ones."""
+    """Everything an export is made of. The gate asks the job's own conversations before general ones."""
 
     model_id: str
     form: str
@@ -50,8 +53,8 @@ class Source:
     adapter: Mapping[str, Any]
     data: tuple[Data, ...]
     evaluation: Mapping[str, Any] | None
-    conversations: tuple[Messages, ...]
-    from_data: int
+    own: tuple[Messages, ...]
+    general: tuple[Messages, ...]
 
     @classmethod
     def of(cls, context: Context, export_id: str) -> "Source":
@@ -73,9 +76,7 @@ class Source:
         if not settings.is_file():
             raise ExportImpossible(f"The weights of {model.id} are gone from the storage.")
         data = tuple(_data(context, job))
-        conversations = list(_conversations(context, job, data))[:PROMPTS]
         general = resources("worker.export").joinpath("prompts.txt").read_text(encoding="utf-8").splitlines()
-        asked: list[Messages] = [[{"role": "user", "content": line}] for line in general]
         return cls(
             model_id=model.id,
             form=export.form,
@@ -87,9 +88,14 @@ class Source:
             adapter=json.loads(settings.read_text(encoding="utf-8")),
             data=data,
             evaluation=evaluation,
-            conversations=(*conversations, *asked[: PROMPTS - len(conversations)]),
-            from_data=len(conversations),
+            own=tuple(islice(_conversations(context, job, data), _CANDIDATES)),
+            general=tuple([{"role": "user", "content": line}] for line in general),
         )
+
+    @property
+    def conversations(self) -> tuple[Messages, ...]:
+        """A few of the conversations it was made for, general ones where there are too few."""
+        return (*self.own, *self.general)[:PROMPTS]
 
     def config(self, threads: int | None) -> TrainingConfig:
         """Return a config under which the policy has this adapter's shape; nothing is trained."""

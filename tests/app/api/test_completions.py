@@ -338,6 +338,11 @@ def test_stored_completions(client: openai.OpenAI, server: Server, engine: Engin
 
     client.chat.completions.update(first.id, metadata={"k": "new"})
     assert listed(metadata={"k": "new"}) == [first.id]
+    client.chat.completions.update(second, metadata={"k": "new"})
+    # A list goes on where a row is relabelled on the way.
+    for one in client.chat.completions.list(metadata={"k": "new"}, limit=1):
+        client.chat.completions.update(one.id, metadata={"k": "newer"})
+    assert listed(metadata={"k": "newer"}) == [first.id, second]
     assert client.chat.completions.update(first.id, metadata=None).to_dict()["metadata"] == {}
     asked = server.raw("GET", f"/v1/chat/completions/{first.id}/messages").json()
     assert asked["data"][1] == {

@@ -150,7 +150,7 @@ def test_a_dead_exporters_work_is_taken_over_and_its_word_counts_no_more(server:
         session.get_one(Export, first.export_id).lease_expires_at = 1.0
     with server.context.db.transaction() as session:
         assert exports.claim(session, seconds=60) is None
-        exports.abandon(session, lease=second)
+        exports.sweep(session)
     failed = server.raw("GET", ADDRESS).json()["error"]
     assert failed["code"] == "export_failed"
     assert "killed 2 times" in failed["message"]

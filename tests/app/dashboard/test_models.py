@@ -6,11 +6,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.context import Context
-from app.core.tables import Export, Job, Model
+from app.core.tables import Export, Job, Model, Permission
 from app.services import exports, models
 from app.services.exports import Lease
 from tests.app.dashboard import seed
 from tests.app.dashboard.seed import Seeded
+from tests.factories import make_project
 
 ARCHIVE = b"an archive"
 PARITY = {
@@ -64,6 +65,39 @@ def test_a_checkpoint_has_the_verdict_of_its_own_step(
     text = browser.get(f"/models/{quote(checkpoint)}").text
     assert "Mean reward, validation file, 60 items" in text
     assert "step 10 of 20" in text
+
+
+def test_a_shared_model_tells_nothing_of_its_owner(
+    browser: TestClient, context: Context, seeded: Seeded, tuned: str
+) -> None:
+    with context.db.transaction() as session:
+        other = make_project(session)
+        for model in session.query(Model).where(Model.job_id == seeded.succeeded):
+            model.project_id = other.id
+        session.get_one(Job, seeded.succeeded).model = "ft:private"
+        session.add(Permission(id="cp_1", model_id=tuned, project_id=seeded.project_id, created_at=1.0))
+    for path in ("/models", f"/models/{quote(tuned)}"):
+        text = browser.get(path).text
+        assert tuned in text
+        assert seeded.succeeded not in text
+        assert "ft:private" not in text
+
+
+def test_a_build_is_cancelled_and_a_deleted_model_is_not_named(
+    browser: TestClient, context: Context, csrf: str, seeded: Seeded, tuned: str
+) -> None:
+    address = f"/models/{quote(tuned)}"
+    browser.post(f"{address}/exports/merged", data={"csrf": csrf})
+    lease = _claim(context)
+    assert ">Cancel<span" in browser.get(address).text
+    assert browser.post(f"{address}/exports/merged/delete", data={"csrf": csrf}).status_code == 303
+    with context.db.reading() as session:
+        assert session.get(Export, lease.export_id) is None
+        rows = session.query(Model).where(Model.kind == "checkpoint", Model.job_id == seeded.succeeded)
+        checkpoint = rows.first().id
+    assert f'href="{address}"' in browser.get(f"/models/{quote(checkpoint)}").text
+    browser.post(f"{address}/delete", data={"csrf": csrf})
+    assert f'href="{address}"' not in browser.get(f"/models/{quote(checkpoint)}").text
 
 
 def test_a_base_model_has_nothing_to_export_or_delete(browser: TestClient) -> None:
