@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -104,7 +104,7 @@ class House(threading.Thread):
         self._wake = threading.Condition()
         self._stopping = False
         self._ended = False
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
+        self._loaders = threading.BoundedSemaphore(_LOADERS)
         self._one_at_a_time = threading.Lock()
         self._loading: dict[str, Future[Base]] = {}
         self._swept_at = 0.0
@@ -124,7 +124,10 @@ class House(threading.Thread):
                 found.set_result(base)
                 return found
             if name not in self._loading:
-                self._loading[name] = self._loaders.submit(self._load, name, locate)
+                self._loading[name] = Future()
+                # A thread that ends: what it leaves of OpenMP's would make the decode thread's sleep at once
+                # (docs/decisions/brief-waiting.md).
+                threading.Thread(target=self._load, args=(name, locate), name="load", daemon=True).start()
             return self._loading[name]
 
     def bring(self, base: Base, name: str | None, directory: Path | None) -> Future[None]:
@@ -155,7 +158,6 @@ class House(threading.Thread):
             self._wake.notify()
         if self.ident is not None:
             self.join()
-        self._loaders.shutdown(wait=False, cancel_futures=True)
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
@@ -404,10 +406,28 @@ class House(threading.Thread):
 
     # On the threads that load
 
-    def _load(self, name: str, locate: Callable[[], Path]) -> Base:
+    def _load(self, name: str, locate: Callable[[], Path]) -> None:
+        found = self._loading[name]
         try:
-            directory = locate()
+            base = self._located(name, locate)
+        except AppError as problem:
+            self._end_loading(name)
+            found.set_exception(problem)
+        else:
+            self._end_loading(name)
+            found.set_result(base)
+
+    def _end_loading(self, name: str) -> None:
+        with self._wake:
+            self._loading.pop(name, None)
+
+    def _located(self, name: str, locate: Callable[[], Path]) -> Base:
+        try:
+            with self._loaders:
+                directory = locate()
             with self._one_at_a_time:
+                if self._stopping:
+                    raise _closing()
                 return self._load_here(name, directory)
         except AppError:
             raise
@@ -415,9 +435,6 @@ class House(threading.Thread):
             logger.exception("model %s can't be loaded", name)
             code = "model_too_large" if isinstance(problem, ModelTooLarge) else "model_not_loadable"
             raise Unavailable(f"The model '{name}' can't be loaded: {problem}", code=code) from problem
-        finally:
-            with self._wake:
-                self._loading.pop(name, None)
 
     def _load_here(self, name: str, directory: Path) -> Base:
         needed = _needed(directory)

@@ -303,6 +303,15 @@ def test_what_was_read_of_a_prompt_is_kept_once_its_numbers_are_known(
     assert served.chat(text, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
 
 
+def test_a_thread_that_loaded_a_model_ends(served: Served) -> None:
+    """Else OpenMP counts its team too, and the decode thread's sleeps at every small product."""
+    served.chat(max_tokens=1)
+    for thread in threading.enumerate():
+        if thread.name.startswith("load"):
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 def test_what_nobody_foresaw_ends_the_process_and_every_request(tmp_path: Path) -> None:
     with Serving(tmp_path) as served:
         served.chat(max_tokens=1)
