@@ -23,6 +23,7 @@ from typing import Any
 from app.core.errors import NotFound
 from app.core.settings import Settings
 from app.core.storage import sync
+from worker.engine.weights import weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def describe(name: str, directory: Path | None) -> BaseModel:
     if directory is None:
         return BaseModel(name, None, None, None, None, None, None)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    weights = sorted(directory.glob("*.safetensors"))
+    weights = [path for path in weight_files(directory) if path.is_file()]
     return BaseModel(
         id=name,
         path=directory,

@@ -137,6 +137,13 @@ class Plan:
         room = (policy.context_length or 1 << 30) - self.config.max_completion_tokens
         for split, role in zip(SPLITS, datasets.ROW_LIMITS, strict=True):
             for row, prompt in zip(self.rows[split], prompts[split], strict=True):
+                if not prompt.token_ids:
+                    raise PlanError(
+                        f"invalid_{role}",
+                        f"Example {row.index + 1} of the {role.replace('_', ' ')} is empty: the model's chat "
+                        "template makes no text of it.",
+                        role,
+                    )
                 if len(prompt.token_ids) > room:
                     raise PlanError(
                         f"invalid_{role}",

@@ -124,6 +124,7 @@ class Run:
             config=plan.config,
             grammar=plan.grammar,
             resume=self._resume_from(),
+            resume_sha256=self._job().checkpoint_sha256,
             base_line=not self._has_step(0),
             on_answer=scorer.begin,
         )

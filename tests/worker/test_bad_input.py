@@ -45,6 +45,28 @@ def test_a_damaged_checkpoint_is_refused(context: Context, create: MakeJob) -> N
     assert "is not the file that was saved" in message
 
 
+def test_a_changed_manifest_is_refused(context: Context, create: MakeJob) -> None:
+    """It is JSON still, and says another rate: the run would no longer be the same."""
+    job = create(train=rows(12))
+    work(context)
+    work(context, stopping=lambda: True)
+    work(context, stopping=lambda: True)
+    manifest = context.storage.path(read(context, job).checkpoint_uri or "") / "manifest.json"
+    written = manifest.read_text()
+    assert '"learning_rate_scale": 1.0' in written
+    manifest.write_text(written.replace('"learning_rate_scale": 1.0', '"learning_rate_scale": 0.5'))
+    work(context)
+    assert "manifest.json" in failed(context, job, "checkpoint_refused")
+
+
+def test_a_template_that_makes_no_text_names_the_row(context: Context, create: MakeJob) -> None:
+    job = create(train=rows(12))
+    (folder(context) / TEMPLATE).write_text("{{ '' }}")
+    work(context)
+    work(context)
+    assert "Example 1 of the training file is empty" in failed(context, job, "invalid_training_file")
+
+
 def test_a_model_without_a_chat_template_is_said_to_have_none(context: Context, create: MakeJob) -> None:
     """The cure is in the message."""
     job = create(train=rows(12))

@@ -53,13 +53,16 @@ def write(directory: Path, fill: Callable[[Path], None], facts: Mapping[str, Any
     return sha256(manifest).hexdigest()
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """Return a checkpoint's manifest after checking every file against it.
+def read(directory: Path, expected: str | None = None) -> dict[str, Any]:
+    """Return a checkpoint's manifest after checking every file against it, itself against what `write` said.
 
     Raises: CheckpointRefused when a file is missing, changed, or of another format.
     """
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
+        written = (directory / MANIFEST).read_bytes()
+        if expected is not None and sha256(written).hexdigest() != expected:
+            raise CheckpointRefused(f"{MANIFEST} in {directory.name} is not the file that was saved")
+        manifest: dict[str, Any] = json.loads(written)
         if manifest["format"] != FORMAT:
             raise CheckpointRefused(f"{directory.name} has format {manifest['format']}, not {FORMAT}")
         for name, described in manifest["files"].items():

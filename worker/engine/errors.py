@@ -5,6 +5,8 @@ Raised by the engine's modules; caught inside the engine only where a step may b
 
 import torch
 
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
 
 class EngineError(Exception):
     """A failure the engine can name; `code` is the job's error code."""
@@ -53,5 +55,7 @@ class NonFinite(EngineError):
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is a failed allocation; on a CPU torch says so only in its message."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Tell whether an error is a failed allocation; a CPU and CUDA's libraries say so only in the message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -17,6 +17,7 @@ import torch
 
 from worker.engine.config import TrainingConfig
 from worker.engine.errors import ModelTooLarge, ModelUnreadable
+from worker.engine.weights import weight_files
 
 # Weights, gradient, two moments of Adam, the last good weights, and those before an update.
 ADAPTER_COPIES = 6
@@ -26,22 +27,32 @@ _LOGIT_ROWS, _LOGIT_COPIES = 128, 4
 # What the safetensors library itself takes; a broken file may claim any length.
 _HEADER_BYTES = 100_000_000
 
-# What a container may use, and uses: control groups of the second kind, then of the first.
+# What a container may use, what it uses, and what the system takes back of that when it is wanted, files read
+# before: control groups of the second kind, then of the first.
+_SECOND, _FIRST = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 _GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    (_SECOND / "memory.max", _SECOND / "memory.current", _SECOND / "memory.stat", "inactive_file"),
+    (
+        _FIRST / "memory.limit_in_bytes",
+        _FIRST / "memory.usage_in_bytes",
+        _FIRST / "memory.stat",
+        "total_inactive_file",
+    ),
 )
 
 
 def available(device: torch.device) -> int:
     """Return the bytes a run may still take on a device: of the GPU, or of the machine and its container."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch holds and does not use is free to it, if not to others.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     free = [_machine()]
-    for limit, used in _GROUPS:
+    for limit, used, stat, files in _GROUPS:
         try:
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
+            figures = dict(line.split() for line in stat.read_text().splitlines())
+            free.append(int(limit.read_text()) - int(used.read_text()) + int(figures[files]))
+        except (OSError, ValueError, KeyError):  # no such group, or "max"
             continue
     return max(0, min(free))
 
@@ -93,9 +104,11 @@ def needed(model_dir: Path, config: TrainingConfig, dtype: torch.dtype) -> dict[
     # One layer at a time is computed again in the backward pass; the others keep their input.
     tokens = config.max_completion_tokens
     answer = tokens * width * (layers + 16) * dtype.itemsize + logit_bytes(vocabulary)
+    copied = sum(map(math.prod, linear)) + head
     return {
         "weights": sum(map(math.prod, shapes)) * dtype.itemsize,
-        "their copy for sampling": (sum(map(math.prod, linear)) + head) * dtype.itemsize,
+        # In 16 bits the adapter is not folded into the weights (`Policy.merged`).
+        **({"their copy for sampling": copied * dtype.itemsize} if dtype == torch.float32 else {}),
         "adapter and optimizer": ADAPTER_COPIES * 4 * config.lora_rank * sum(map(sum, linear)),
         "one answer": answer,
     }
@@ -107,7 +120,7 @@ def _shapes(model_dir: Path) -> list[list[int]]:
     Not with the safetensors library: it maps the whole file, which fails where the file exceeds the memory.
     """
     shapes = []
-    for path in sorted(model_dir.glob("*.safetensors")):
+    for path in weight_files(model_dir):
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))

@@ -1,8 +1,8 @@
 """AdamW on the adapter, and the guard that keeps numbers finite.
 
-A step whose loss, gradient or weights are not finite changes nothing; a second within ten steps goes back to
-the last weights that were seen to work, at half the rate; a third ends the run. Driven by `reinforcement.py`;
-its state is part of every checkpoint.
+A step whose loss or gradient is not finite changes nothing, and weights that give no finite numbers go back
+to the last that did; a second failure within ten steps goes back too, and on at half the rate; a third ends
+the run. Driven by `reinforcement.py`; its state is part of every checkpoint.
 """
 
 from collections.abc import Mapping
@@ -65,9 +65,10 @@ class Optimizer:
         self._good = before
         return float(norm)
 
-    def fail(self, step: int) -> str:
+    def fail(self, step: int, *, weights: bool = False) -> str:
         """Count a step without finite numbers; return what was done about it.
 
+        `weights`: the weights gave them, so they go back at once.
         Raises: NumericalInstability at the third within reach of each other.
         """
         state = self.state
@@ -80,12 +81,14 @@ class Optimizer:
                 f"Training stopped giving finite numbers at step {step}, again after a roll-back at half the "
                 "learning rate. Lower the learning rate, or look for extreme rewards."
             )
-        if state.failures == 1:
+        if state.failures == 1 and not weights:
             return "the update was skipped"
         self._restore(self._good)
-        state.learning_rate_scale /= 2
+        if state.failures > 1:
+            state.learning_rate_scale /= 2
         self._restart()
-        return "the weights were rolled back and the learning rate halved"
+        halved = " and the learning rate halved" if state.failures > 1 else ""
+        return f"the weights were rolled back{halved}"
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything a checkpoint must hold beside the adapter, by name."""

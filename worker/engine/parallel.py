@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from worker.engine.errors import NonFinite
+from worker.engine.errors import EngineError, NonFinite
 from worker.engine.types import Rollout
 
 Thing = TypeVar("Thing")
@@ -43,18 +43,26 @@ class Alone:
         return [rollout for rollout, _ in everything], [reward for _, reward in everything]
 
     def attempt(self, work: Callable[[], Thing]) -> Thing:
-        """Do this process's share of some work.
+        """Do this process's share of some work; where one fails, all do, since none may wait for it.
 
-        Raises: NonFinite, in every process, when the numbers of one were not finite: none may wait for it.
+        Raises: what the work raises, where it is this process's; else NonFinite when the numbers of another
+        were not finite, EngineError when it failed in any other way.
         """
         done: list[Thing] = []
-        problem = ""
+        failure: Exception | None = None
         try:
             done = [work()]
-        except NonFinite as error:
-            problem = str(error)
-        if problems := [one for one in self.all([problem]) if one]:
-            raise NonFinite(problems[0])
+        except Exception as error:  # boundary: the others are told before it goes on
+            failure = error
+        # As text: an exception of a grader's need not come through whole.
+        told = self.all([] if failure is None else [(isinstance(failure, NonFinite), str(failure))])
+        fatal = [text for is_non_finite, text in told if not is_non_finite]
+        if failure is not None and not (fatal and isinstance(failure, NonFinite)):
+            raise failure
+        if fatal:
+            raise EngineError(f"another process of this run failed: {fatal[0]}")
+        if told:
+            raise NonFinite(told[0][1])
         return done[0]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter], share: float) -> None:

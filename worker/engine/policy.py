@@ -191,7 +191,9 @@ class Policy:
 
     @property
     def copied_bytes(self) -> int:
-        """The size of the weights that sampling lays out a second time."""
+        """The size of the weights that sampling lays out a second time: in 16 bits it needs none."""
+        if self.dtype != torch.float32:
+            return 0
         head = self._causal.get_output_embeddings().weight
         return int(head.nbytes) + sum(layer.weight.nbytes for layer in self._layers.values())
 
@@ -225,7 +227,8 @@ class Policy:
     @property
     def next_line(self) -> int | None:
         """The line the next token read will have on the tape; None where nothing is recorded."""
-        return self.tape.lines if self.tape is not None and self._llama is not None else None
+        records = self.tape is not None and not self.tape.spilled and self._llama is not None
+        return self.tape.lines if self.tape is not None and records else None
 
     def replay(self, packed: Packed, layout: Layout, tape: Tape, lines: Tensor) -> Tensor:
         """Return what `hidden` would, with gradient, from the products recorded at these lines."""
@@ -245,8 +248,14 @@ class Policy:
     def merged(self) -> Iterator[None]:
         """Fold the adapter into the weights for sampling, so that a token pays nothing for it.
 
-        The sums lie beside the base weights and are dropped on leaving: subtracting would drift.
+        The sums lie beside the base weights and are dropped on leaving: subtracting would drift. In 16 bits
+        the first hundreds of updates are smaller than the distance between two weights and would be rounded
+        away; there the adapter is multiplied by itself, as in training.
         """
+        if self.dtype != torch.float32:
+            with self._computing("adapted"):
+                yield
+            return
         with torch.no_grad():
             for product in self._products():
                 product.ready(merged=True)
@@ -322,7 +331,7 @@ class Policy:
             product.drop(name)
 
     @contextmanager
-    def _computing(self, way: Literal["base", "merged", "mixed"]) -> Iterator[None]:
+    def _computing(self, way: Literal["adapted", "base", "merged", "mixed"]) -> Iterator[None]:
         before, self._mode.way = self._mode.way, way
         try:
             yield

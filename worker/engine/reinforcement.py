@@ -49,11 +49,14 @@ class Reinforcement:
         config: TrainingConfig,
         grammar: Grammar | None = None,
         resume: Path | None = None,
+        resume_sha256: str | None = None,
         base_line: bool = True,
         on_answer: OnAnswer | None = None,
         parallel: Alone | None = None,
     ) -> None:
         """Start afresh, or with `resume` after the step of a checkpoint; `base_line` False leaves out step 0.
+
+        `resume_sha256` is what `save_checkpoint` returned of it.
 
         `on_answer` may begin to grade what `score` will be asked for; the rewards are `score`'s alone. With
         `parallel` several processes run this together, each asked to score its own share of the answers; all
@@ -81,13 +84,14 @@ class Reinforcement:
         self.keeps_tape = True
         self._fresh = resume is None and base_line
         if resume is not None:
-            state.load(self, resume)
+            state.load(self, resume, resume_sha256)
         else:
             self._make_fit()
 
     def _make_fit(self) -> None:
         """Cut micro-batches to the memory there is; said where it is less than the config asks for."""
-        fit = Fit.of(self.policy, self.config, [*self.train_prompts, *self._valid_prompts])
+        prompts = [*self.train_prompts, *self._valid_prompts]
+        fit = self._parallel.attempt(lambda: Fit.of(self.policy, self.config, prompts))
         # Processes that share a run choose alike: the checkpoint of one must do for all.
         self.micro_batch_tokens = min(self._parallel.all([fit.micro_batch_tokens]))
         self.keeps_tape = all(self._parallel.all([fit.tape]))
@@ -130,13 +134,14 @@ class Reinforcement:
             with measured.timing("sampling"):
                 rollouts = self._parallel.attempt(lambda: self._sample(own, step))
         except NonFinite as error:
-            self._fail(step, measured, str(error))
+            self._fail(step, measured, str(error), weights=True)
             return self._report(step, [], [], None, measured)
+        self.policy.wave_tokens = min(self._parallel.all([self.policy.wave_tokens]))
         if self.policy.wave_tokens != waves:
             waves = self.policy.wave_tokens
             self.notes.append(f"step {step}: out of memory; sampling in waves of {waves} tokens from here on")
         with measured.timing("grading"):
-            own_rewards = rewards_of(self._score, rollouts)
+            own_rewards = self._parallel.attempt(lambda: rewards_of(self._score, rollouts))
             rollouts, rewards = self._parallel.all_answers(rollouts, own_rewards, groups_of)
         advantages = group_advantages(
             [rewards[start : start + groups_of] for start in range(0, len(rewards), groups_of)],
@@ -190,20 +195,26 @@ class Reinforcement:
         if not groups:
             return
         mine = [groups[index] for index in self._parallel.own(range(len(prompts))) if index in groups]
-        gradient, fitted = Gradient(), self.micro_batch_tokens
-        if mine:
-            gradient, fitted = compute_gradient(
-                self.policy, mine, self.config, self._grammar, fitted, self._tape
-            )
+        tape, budget, was_spilled = self._tape, self.micro_batch_tokens, self._tape.spilled
+        gradient, fitted = self._parallel.attempt(
+            lambda: compute_gradient(self.policy, mine, self.config, self._grammar, budget, tape)
+        )
+        keeps_tape = was_spilled or not self._tape.spilled
         self._tape = Tape(0)
         share = _answer_tokens(mine) / _answer_tokens(groups.values())
         self._parallel.add_gradients(self.policy.adapter.values(), share)
         measured.gradient = weighed(self._parallel.all([(share, gradient)]))
         fitted = min(self._parallel.all([fitted]))
+        if not all(self._parallel.all([keeps_tape])):
+            self.keeps_tape = False
+            self.notes.append(
+                f"step {step}: out of memory; what sampling computed is computed again from here on"
+            )
         if fitted != self.micro_batch_tokens:
             self.notes.append(f"step {step}: out of memory; micro-batches of {fitted} tokens from here on")
             self.micro_batch_tokens = fitted
         if not math.isfinite(measured.gradient.loss):
+            measured.gradient = Gradient()  # of which no figure tells anything
             self._fail(step, measured, "the loss is not finite")
             return
         norm = self.optimizer.apply()
@@ -212,9 +223,9 @@ class Reinforcement:
             return
         measured.grad_norm = norm
 
-    def _fail(self, step: int, measured: Measured, reason: str) -> None:
+    def _fail(self, step: int, measured: Measured, reason: str, *, weights: bool = False) -> None:
         measured.skipped = True
-        self.notes.append(f"step {step}: {reason}; {self.optimizer.fail(step)}")
+        self.notes.append(f"step {step}: {reason}; {self.optimizer.fail(step, weights=weights)}")
 
     def _report(
         self,
@@ -228,10 +239,7 @@ class Reinforcement:
         due = step % self.config.eval_interval == 0 or step == self.config.total_steps
         if self._valid_prompts and due:
             with measured.timing("evaluation"):
-                try:
-                    validation = self._validate(step)
-                except NonFinite as error:
-                    self._fail(step, measured, str(error))
+                validation = self._validated(step, measured)
         values = [value for group in advantages.values for value in group] if advantages else []
         return StepReport(
             step=step,
@@ -240,6 +248,16 @@ class Reinforcement:
             validation=validation,
             metrics=measured.freeze(rollouts, rewards),
         )
+
+    def _validated(self, step: int, measured: Measured) -> EvaluationReport | None:
+        """Validate a step, with the weights before its update where those after it give no finite numbers."""
+        try:
+            return self._validate(step)
+        except NonFinite as error:
+            if measured.skipped:  # once a step is often enough
+                return None
+            self._fail(step, measured, str(error), weights=True)
+            return self._validated(step, measured)
 
     def _base_line(self) -> StepReport:
         measured = Measured()

@@ -50,20 +50,26 @@ def save(run: "Reinforcement", directory: Path) -> str:
             "tape": run.keeps_tape,
         },
         "guard": asdict(run.optimizer.state),
-        "notes": run.notes,
         "probe": _probe(run),
     }
     return checkpoint.write(directory, fill, facts)
 
 
-def load(run: "Reinforcement", directory: Path) -> None:
-    """Bring a new run to where a checkpoint stands.
+def load(run: "Reinforcement", directory: Path, expected: str | None) -> None:
+    """Bring a new run to where a checkpoint stands, whose manifest has the `expected` sha256 if one is known.
 
     What computes the numbers may have changed; then the run goes on, with a note that it is not exact to
     the bit.
     Raises: CheckpointRefused when the files, the config, the prompts or the probe's numbers are not the same.
     """
-    manifest = checkpoint.read(directory)
+    manifest = checkpoint.read(directory, expected)
+    try:
+        _take(run, manifest, directory)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointRefused(f"{directory.name} is not a whole checkpoint: {error!r}") from error
+
+
+def _take(run: "Reinforcement", manifest: dict[str, Any], directory: Path) -> None:
     differing = _differing(manifest["config"], run.config.to_dict())
     if differing - {"threads"}:
         raise CheckpointRefused(
@@ -80,7 +86,6 @@ def load(run: "Reinforcement", directory: Path) -> None:
     run.keeps_tape = batches["tape"]
     if batches["recompute"]:
         run.policy.recompute()
-    run.notes = list(manifest["notes"])
     _compare_probe(run, manifest["probe"], directory.name)
     before, now = manifest["computed_by"], computed_by(run)
     for name in sorted(_differing(before, now)):

@@ -41,7 +41,7 @@ class Tape:
     def __init__(self, budget: int) -> None:
         self.lines = 0
         self.rows: dict[tuple[int, int], Record] = {}
-        self.spilled = False
+        self.spilled = budget <= 0
         self._left = budget
         self._parts: list[list[Products]] = []
         self._whole: list[Products] = []
@@ -82,6 +82,7 @@ class Tape:
         self._left = -1
         self.spilled = True
         self._parts.clear()
+        self._whole.clear()
         self._spreads.clear()
 
     # While training

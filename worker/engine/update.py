@@ -59,21 +59,28 @@ def compute_gradient(
 
     Answers that the tape holds are not computed again.
 
-    When memory runs out the whole gradient is started again with half the micro-batch: the same sum in
-    smaller parts.
+    When memory runs out the whole gradient is started again: without the tape, which is given up, then each
+    time with half the micro-batch, the same sum in smaller parts.
     Raises: OutOfMemory when one answer at a time is still too much.
     """
-    if tape is not None:
-        tape.seal()
+    if tape is not None and tape.spilled:
+        tape = None
     while True:
         batches = micro_batches(groups, budget)
         try:
+            if tape is not None:
+                tape.seal()
             return _accumulate(policy, batches, config, grammar, tape), budget
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
+        given_up, tape = tape, None
+        if given_up is not None:
+            given_up.give_up()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if given_up is not None:
+            continue
         if all(len(batch) == 1 and len(batch[0].answers) == 1 for batch in batches):
             raise OutOfMemory(
                 "Training one answer at a time does not fit into memory: use a smaller model, shorter "

@@ -21,6 +21,7 @@ from app.core.errors import StorageFull
 from app.core.settings import Settings
 from app.services import exports
 from app.services.exports import Lease, LeaseLost
+from worker.engine.weights import weight_files
 from worker.export import archive
 from worker.export.source import ExportImpossible, Source
 
@@ -110,7 +111,7 @@ def _build(context: Context, lease: Lease, source: Source, telling: Telling, wor
             exports.refuse(session, lease=lease, reason=reason, parity=found.wire())
         return
     telling.stage("Packing the archive", 0.9, 1.0)
-    hashes = {path.name: archive.sha256_of(path) for path in sorted(source.base_dir.glob("*.safetensors"))}
+    hashes = {path.name: archive.sha256_of(path) for path in weight_files(source.base_dir)}
     text = card.write_card(source, found, hashes, clock.now())
     (folder / "README.md").write_text(text, encoding="utf-8")
     size, digest = archive.pack(folder, working / "archive.zip", root=_root(source))

@@ -1,6 +1,7 @@
 """A model too large is refused from its files; a tight run recomputes, cuts its batches, and says so."""
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from worker.engine.policy import Policy
 from worker.engine.reinforcement import Reinforcement
 from worker.engine.types import Prompt
 from worker.engine.update import compute_gradient
+from worker.engine.weights import weight_files
+from worker.models import describe
 
 CPU = torch.device("cpu")
 
@@ -66,13 +69,35 @@ def test_what_a_model_needs_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    limit, used = tmp_path / "max", tmp_path / "current"
+    limit, used, stat = (tmp_path / name for name in ("max", "current", "stat"))
     limit.write_text("1000000\n")
-    used.write_text("400000\n")
-    monkeypatch.setattr(memory, "_GROUPS", ((str(limit), str(used)), ("/nowhere/max", "/nowhere/used")))
+    used.write_text("700000\n")
+    # Of what is used, files that were read before go when their place is wanted.
+    stat.write_text("anon 350000\nfile 350000\ninactive_file 300000\nactive_file 50000\n")
+    elsewhere = Path("/nowhere")
+    groups = ((limit, used, stat, "inactive_file"), (elsewhere, elsewhere, elsewhere, "total_inactive_file"))
+    monkeypatch.setattr(memory, "_GROUPS", groups)
     assert memory.available(CPU) == 600_000
     limit.write_text("max\n")
     assert memory.available(CPU) > 1_000_000
+
+
+def test_weights_that_lie_there_in_two_forms_count_once(tmp_path: Path) -> None:
+    folder = claim(tmp_path / "twice", {"layer.weight": [300, 200]})
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    assert [path.name for path in weight_files(folder)] == ["model-00001-of-00001.safetensors"]
+    shutil.copy(folder / "model-00001-of-00001.safetensors", folder / "consolidated.safetensors")
+    assert len(weight_files(folder)) == 2
+    index = {"weight_map": {"layer.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = memory.needed(folder, settings(), torch.float32)
+    assert found["weights"] == 4 * 300 * 200
+    assert describe("twice", folder).parameters == 300 * 200
+
+
+def test_in_16_bits_nothing_is_laid_out_for_sampling(tmp_path: Path) -> None:
+    folder = claim(tmp_path / "small", {"layer.weight": [300, 200]})
+    assert "their copy for sampling" not in memory.needed(folder, settings(), torch.bfloat16)
 
 
 def prompts(count: int = 3, length: int = 20) -> list[Prompt]:

@@ -75,6 +75,19 @@ def test_second_failure_rolls_back_and_halves_third_ends(load: Load) -> None:
         optimizer.fail(20)
 
 
+def test_weights_that_fail_go_back_at_once(load: Load) -> None:
+    policy = load()
+    optimizer = Optimizer(policy, settings(learning_rate=0.01))
+    good = weights(policy)
+    put_gradient(policy, 1.0)
+    optimizer.apply()
+    assert optimizer.fail(5, weights=True) == "the weights were rolled back"
+    assert same(policy, good)
+    assert optimizer.learning_rate == 0.01
+    assert "halved" in optimizer.fail(6, weights=True)
+    assert optimizer.learning_rate == 0.005
+
+
 def test_failures_far_apart_do_not_add_up(load: Load) -> None:
     optimizer = Optimizer(load(), settings())
     for step in (1, 11, 21, 31):

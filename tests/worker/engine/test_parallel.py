@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from tests.worker.engine.conftest import disturb, prompts_for, settings
 from tests.worker.engine.test_reinforcement import TEXTS, letters
+from worker.engine.errors import NonFinite, OutOfMemory
 from worker.engine.parallel import Alone
 from worker.engine.policy import Policy
 from worker.engine.reinforcement import Reinforcement
@@ -112,6 +114,57 @@ def test_two_processes_make_the_update_of_one(tiny_model: Path, tmp_path: Path) 
         # next to nothing its rounding moves the weight: that shows in single weights, little in the whole.
         off = float((ours[name] - expected).norm() / expected.norm())
         assert off < (1e-4 if name == "moved" else 1e-5), f"{name} differs by {off:.2g} of its size"
+
+
+FAILING = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from tests.worker.engine.test_parallel import fail_apart
+from worker.engine.parallel import Together
+
+dist.init_process_group("gloo")
+fail_apart(Path(sys.argv[1]), Together(dist.group.WORLD))
+dist.destroy_process_group()
+"""
+
+
+def fail_apart(folder: Path, parallel: Alone) -> None:
+    """Let one process fail in several ways and write down what each of them sees."""
+
+    def fail(error: Exception) -> Callable[[], int]:
+        def work() -> int:
+            if parallel.rank:
+                raise error
+            return 1
+
+        return work
+
+    seen = [parallel.attempt(lambda: parallel.rank)]
+    for error in (NonFinite("no number"), OutOfMemory("too much"), ValueError("a grader's")):
+        try:
+            parallel.attempt(fail(error))
+        except Exception as problem:  # boundary: to be written down
+            seen.append(f"{type(problem).__name__}: {problem}")
+    (folder / f"seen-{parallel.rank}.json").write_text(json.dumps(seen))
+
+
+def test_where_one_process_fails_no_other_waits(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FAILING)
+    done = subprocess.run(
+        [sys.executable, *TORCHRUN, str(program), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    other = "EngineError: another process of this run failed: "
+    assert first == [0, "NonFinite: no number", f"{other}too much", f"{other}a grader's"]
+    assert second == [1, "NonFinite: no number", "OutOfMemory: too much", "ValueError: a grader's"]
 
 
 def test_shares_come_back_in_order() -> None:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for
-from worker.engine import linear
+from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for, settings
+from worker.engine import general, linear
 from worker.engine.attention import PackedLayout
 from worker.engine.errors import CheckpointRefused
 from worker.engine.linear import Stack
@@ -52,6 +52,28 @@ def test_merged_equals_adapter_and_base_comes_back_to_the_bit(load: Load) -> Non
     with policy.base():
         assert torch.equal(logits(policy, TEXT), base)
     assert torch.equal(logits(policy, TEXT), adapted)
+
+
+def test_in_16_bits_sampling_feels_the_smallest_adapter(load: Load, tiny_model: Path) -> None:
+    """Folded into the weights, one of the first updates would be rounded away."""
+    causal = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).eval()
+    causal.requires_grad_(False)
+    assert general.plain_if_needed(causal, general.Probe(causal)) is None
+    policy = Policy(causal, load().tokenizer, settings(), fast=True)
+    policy.reset_adapter(7)
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in policy.adapter.items():
+        if "lora_B" in name:
+            parameter.data.copy_(1e-4 * torch.randn(parameter.shape, generator=draw))
+    (layer,) = [one for path, one in policy._layers.items() if path.endswith("layers.0.mlp.down_proj")]
+    unmoved = float((layer.merged_weight() == layer.weight).float().mean())
+    assert unmoved > 0.5
+    with policy.merged():
+        merged = logits(policy, TEXT)
+    assert torch.equal(merged, logits(policy, TEXT))
+    with policy.base():
+        assert not torch.equal(merged, logits(policy, TEXT))
+    assert policy.copied_bytes == 0
 
 
 def test_all_linear_layers_are_adapted_and_only_the_adapter_learns(load: Load) -> None:

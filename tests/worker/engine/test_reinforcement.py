@@ -1,5 +1,6 @@
 """The method end to end on a tiny random model: it learns, it is exact, it stops, it survives bad numbers."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from tests.worker.engine.conftest import Load, prompts_for, settings
+from worker.engine import reinforcement
 from worker.engine.errors import CheckpointRefused, NumericalInstability
 from worker.engine.policy import Policy
 from worker.engine.reinforcement import Reinforcement
 from worker.engine.types import Prompt, Rollout, Score, StepMetrics, StepReport
+from worker.engine.update import Gradient
 
 TEXTS = ("a", "bb", "what now", "12", "order 7")
 
@@ -24,7 +27,13 @@ def letters(rollouts: Sequence[Rollout]) -> list[float | None]:
 
 
 def start(
-    load: Load, score: Score = letters, *, resume: Path | None = None, valid: bool = False, **changes: Any
+    load: Load,
+    score: Score = letters,
+    *,
+    resume: Path | None = None,
+    resume_sha256: str | None = None,
+    valid: bool = False,
+    **changes: Any,
 ) -> Reinforcement:
     policy = load(**changes)
     prompts = prompts_for(policy, *TEXTS)
@@ -35,6 +44,7 @@ def start(
         score=score,
         config=settings(**changes),
         resume=resume,
+        resume_sha256=resume_sha256,
     )
 
 
@@ -211,7 +221,7 @@ def poison(policy: Policy) -> None:
         next(iter(policy.adapter.values())).fill_(float("nan"))
 
 
-def test_bad_weights_skip_then_roll_back_then_end(load: Load) -> None:
+def test_bad_weights_roll_back_then_halve_then_end(load: Load) -> None:
     run = start(load, total_steps=12)
     stepping = run.steps()
     next(stepping)
@@ -221,16 +231,74 @@ def test_bad_weights_skip_then_roll_back_then_end(load: Load) -> None:
     skipped = next(stepping)
     assert skipped.metrics.skipped
     assert skipped.rollouts == ()
-    assert next(stepping).metrics.skipped
     assert same(run.policy, before_second)
     healthy = next(stepping)
     assert not healthy.metrics.skipped
+    assert healthy.metrics.learning_rate == settings().learning_rate
+    poison(run.policy)
+    assert next(stepping).metrics.skipped
+    healthy = next(stepping)
     assert healthy.metrics.learning_rate == settings().learning_rate / 2
     assert healthy.metrics.grad_norm > 0
     poison(run.policy)
     with pytest.raises(NumericalInstability):
         next(stepping)
     assert len(run.notes) == 2
+
+
+def test_a_last_update_that_can_not_be_validated_is_taken_back(load: Load) -> None:
+    """Else its weights would be published."""
+    run = start(load, total_steps=2, eval_interval=5, valid=True)
+    stepping = run.steps()
+    next(stepping)
+    next(stepping)
+    before = weights(run.policy)
+    apply = run.optimizer.apply
+
+    def apply_badly() -> float | None:
+        norm = apply()
+        with torch.no_grad():
+            for parameter in run.policy.adapter.values():
+                parameter.fill_(1e30)
+        return norm
+
+    run.optimizer.apply = apply_badly  # type: ignore[method-assign]
+    last = next(stepping)
+    assert same(run.policy, before)
+    assert last.validation is not None
+    assert last.metrics.skipped
+    assert [note.partition(";")[2] for note in run.notes] == [" the weights were rolled back"]
+
+
+def test_a_loss_that_is_not_finite_leaves_no_figure_behind(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database need not take what is no number."""
+    run = start(load)
+    monkeypatch.setattr(
+        reinforcement, "compute_gradient", lambda *_: (Gradient(float("inf"), float("nan")), 2048)
+    )
+    before = weights(run.policy)
+    report = next(run.steps())
+    assert (report.metrics.loss, report.metrics.kl, report.metrics.skipped) == (0.0, 0.0, True)
+    assert same(run.policy, before)
+    assert run.notes == ["step 1: the loss is not finite; the update was skipped"]
+
+
+def test_a_changed_manifest_is_refused(load: Load, tmp_path: Path) -> None:
+    run = start(load)
+    next(run.steps())
+    told = run.save_checkpoint(tmp_path / "one")
+    manifest = tmp_path / "one" / "manifest.json"
+    assert start(load, resume=tmp_path / "one", resume_sha256=told).step == 1
+    written = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**written, "guard": {**written["guard"], "learning_rate_scale": 0.5}}))
+    with pytest.raises(CheckpointRefused, match=r"manifest\.json in one is not the file that was saved"):
+        start(load, resume=tmp_path / "one", resume_sha256=told)
+    del written["probe"]
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(CheckpointRefused, match="one is not a whole checkpoint"):
+        start(load, resume=tmp_path / "one")
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_said(load: Load) -> None:
@@ -259,8 +327,8 @@ def test_running_out_of_memory_is_noted_kept_and_exact_after_a_resume(load: Load
 
     whole = limited(start(load, max_completion_tokens=12))
     list(whole.steps())
-    assert len(whole.notes) == 1
-    assert "out of memory" in whole.notes[0]
+    assert [note.split("; ")[0] for note in whole.notes] == ["step 1: out of memory"] * 2
+    assert not whole.keeps_tape
     assert whole.micro_batch_tokens < 2048
     first = limited(start(load, max_completion_tokens=12))
     next(first.steps())
@@ -268,7 +336,7 @@ def test_running_out_of_memory_is_noted_kept_and_exact_after_a_resume(load: Load
     second = limited(start(load, max_completion_tokens=12, resume=tmp_path / "one"))
     assert second.micro_batch_tokens == whole.micro_batch_tokens
     list(second.steps())
-    assert second.notes == whole.notes
+    assert second.notes == []  # what was said before is not said again
     assert same(second.policy, weights(whole.policy))
 
 

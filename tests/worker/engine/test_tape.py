@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.worker.engine.conftest import Load, prompts_for, settings
 from tests.worker.engine.test_grammar import SCHEMA
+from tests.worker.engine.test_reinforcement import start
 from tests.worker.engine.test_update import WHOLE, assert_close, gradient_of
 from worker.engine.batches import Answer, Group
 from worker.engine.grammar import Grammar
@@ -88,3 +90,47 @@ def test_a_step_learns_the_same_with_and_without_a_tape(load: Load) -> None:
         return next(run.steps()).metrics.grad_norm
 
     assert grad_norm(64) == pytest.approx(grad_norm(0), rel=1e-4)
+
+
+def test_when_memory_runs_out_the_tape_goes_before_the_batches(load: Load) -> None:
+    """While it is put together, and while it is read: the gradient is that of computing again."""
+    policy = load(trained=True)
+    _, groups = recorded(policy, None)
+    compute_gradient(policy, groups, settings(), None, WHOLE)
+    expected = gradient_of(policy)
+    for broken in ("seal", "read"):
+        tape, groups = recorded(policy, None)
+
+        def fail(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        setattr(tape, broken, fail)
+        _, budget = compute_gradient(policy, groups, settings(), None, WHOLE, tape)
+        assert budget == WHOLE
+        assert tape.spilled
+        assert (tape._parts, tape._whole, tape._spreads) == ([], [], [])
+        assert_close(gradient_of(policy), expected)
+
+
+def test_a_tape_given_up_in_training_is_not_begun_again(load: Load) -> None:
+    run = start(load)
+    seal, failed = Tape.seal, []
+
+    def fail_once(tape: Tape) -> None:
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
+        seal(tape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tape, "seal", fail_once)
+        next(run.steps())
+    assert not run.keeps_tape
+    assert run.notes == ["step 1: out of memory; what sampling computed is computed again from here on"]
+
+
+def test_a_tape_without_room_records_nothing(load: Load) -> None:
+    policy = load()
+    tape, groups = recorded(policy, None, budget=0)
+    assert (tape.rows, tape._draws) == ({}, 0)
+    assert all(answer.record is None for group in groups for answer in group.answers)
