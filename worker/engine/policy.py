@@ -227,8 +227,9 @@ class Policy:
     @property
     def next_line(self) -> int | None:
         """The line the next token read will have on the tape; None where nothing is recorded."""
-        records = self.tape is not None and not self.tape.spilled and self._llama is not None
-        return self.tape.lines if self.tape is not None and records else None
+        if self.tape is None or self.tape.spilled or self._llama is None:
+            return None
+        return self.tape.lines
 
     def replay(self, packed: Packed, layout: Layout, tape: Tape, lines: Tensor) -> Tensor:
         """Return what `hidden` would, with gradient, from the products recorded at these lines."""

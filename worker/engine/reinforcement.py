@@ -195,10 +195,8 @@ class Reinforcement:
         if not groups:
             return
         mine = [groups[index] for index in self._parallel.own(range(len(prompts))) if index in groups]
-        tape, budget, was_spilled = self._tape, self.micro_batch_tokens, self._tape.spilled
-        gradient, fitted = self._parallel.attempt(
-            lambda: compute_gradient(self.policy, mine, self.config, self._grammar, budget, tape)
-        )
+        was_spilled = self._tape.spilled
+        gradient, fitted = self._parallel.attempt(lambda: self._gradient(mine))
         keeps_tape = was_spilled or not self._tape.spilled
         self._tape = Tape(0)
         share = _answer_tokens(mine) / _answer_tokens(groups.values())
@@ -222,6 +220,12 @@ class Reinforcement:
             self._fail(step, measured, "the gradient is not finite")
             return
         measured.grad_norm = norm
+
+    def _gradient(self, groups: Sequence[Group]) -> tuple[Gradient, int]:
+        budget = self.micro_batch_tokens
+        if not groups:  # of this process's share, nothing teaches
+            return Gradient(), budget
+        return compute_gradient(self.policy, groups, self.config, self._grammar, budget, self._tape)
 
     def _fail(self, step: int, measured: Measured, reason: str, *, weights: bool = False) -> None:
         measured.skipped = True

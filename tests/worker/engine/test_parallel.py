@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,13 +20,12 @@ from worker.engine.policy import Policy
 from worker.engine.reinforcement import Reinforcement
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-# Three prompts a step for two processes: one has twice the other's.
 CHANGES = {"total_steps": 3, "kl_beta": 0.05, "eval_interval": 2, "max_completion_tokens": 8}
 
 
-def run_shared(model: Path, folder: Path, parallel: Alone) -> None:
+def run_shared(model: Path, folder: Path, batch_size: int, parallel: Alone) -> None:
     """Train a little and write down what this process ends with and reported."""
-    config = settings(**CHANGES)
+    config = settings(**CHANGES, batch_size=batch_size)
     policy = Policy.load(model, config=config)
     disturb(policy, 0.1)
     prompts = prompts_for(policy, *TEXTS)
@@ -77,26 +77,28 @@ from tests.worker.engine.test_parallel import run_shared
 from worker.engine.parallel import Together
 
 dist.init_process_group("gloo")
-run_shared(Path(sys.argv[1]), Path(sys.argv[2]), Together(dist.group.WORLD))
+run_shared(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Together(dist.group.WORLD))
 dist.destroy_process_group()
 """
 
 
-def test_two_processes_make_the_update_of_one(tiny_model: Path, tmp_path: Path) -> None:
+# Of three prompts a step one of two processes has twice the other's, of one the other has none.
+@pytest.mark.parametrize("batch_size", [3, 1])
+def test_two_processes_make_the_update_of_one(tiny_model: Path, tmp_path: Path, batch_size: int) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for folder in (alone, shared):
         folder.mkdir()
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     started = subprocess.run(
-        [sys.executable, *TORCHRUN, str(program), str(tiny_model), str(shared)],
+        [sys.executable, *TORCHRUN, str(program), str(tiny_model), str(shared), str(batch_size)],
         env={**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert started.returncode == 0, started.stderr[-3000:]
-    run_shared(tiny_model, alone, Alone())
+    run_shared(tiny_model, alone, batch_size, Alone())
     told_alone = json.loads((alone / "rank-0.json").read_text())
     for rank in (0, 1):
         told = json.loads((shared / f"rank-{rank}.json").read_text())
@@ -108,7 +110,7 @@ def test_two_processes_make_the_update_of_one(tiny_model: Path, tmp_path: Path) 
     files = [folder / "adapter_model.safetensors" for folder in (shared / "rank-0", shared / "rank-1")]
     assert files[0].read_bytes() == files[1].read_bytes()
     ours, theirs = (load_file(folder / "rank-0.safetensors") for folder in (shared, alone))
-    assert ours.keys() == theirs.keys() == {"moved", *(f"gradient {step}" for step in range(3))}
+    assert ours.keys() == theirs.keys() >= {"moved", "gradient 0", "gradient 1"}
     for name, expected in theirs.items():
         # Before the optimizer all is rounding. Adam divides each gradient by its own size, so where one is
         # next to nothing its rounding moves the weight: that shows in single weights, little in the whole.
