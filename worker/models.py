@@ -94,7 +94,7 @@ def describe(name: str, directory: Path | None) -> BaseModel:
     if directory is None:
         return BaseModel(name, None, None, None, None, None, None)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    weights = [path for path in weight_files(directory) if path.is_file()]
+    weights = weight_files(directory)
     return BaseModel(
         id=name,
         path=directory,

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 # An adapter that so many batches of several have not asked for makes room in the stacks.
 _LATELY = 256
+# From so many results on a thin product is faster as the kernel reads it.
+_WIDE = 1024
 
 Ranks = tuple[tuple[int, ...], ...]
 """Of each of several joined layers, the ranks of the adapters laid end to end."""
@@ -97,40 +99,6 @@ class Adapter:
     scaling: float
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """One adapter of joined layers, or several end to end, for few products.
-
-    Shapes: `down` A [in, Σ ranks], layer by layer; of each layer, `ups` s B [its ranks, out].
-    """
-
-    down: Tensor
-    ups: tuple[Tensor, ...]
-    ranks: Ranks
-
-    @classmethod
-    def of(cls, parts: Sequence[Adapter], weight: Tensor) -> Self:
-        """Lay one adapter's parts out for layers whose weight is this."""
-        down = torch.cat([part.down for part in parts]).t().to(weight).contiguous()
-        ups = tuple((part.up * part.scaling).t().to(weight).contiguous() for part in parts)
-        return cls(down, ups, tuple((len(part.down),) for part in parts))
-
-    @classmethod
-    def joined(cls, stacks: Sequence["Stack"]) -> Self:
-        """Lay several out side by side."""
-        downs = [torch.split(one.down, [sum(own) for own in one.ranks], dim=1) for one in stacks]
-        return cls(
-            torch.cat([down for layer in zip(*downs, strict=True) for down in layer], dim=1),
-            tuple(torch.cat(layer) for layer in zip(*(one.ups for one in stacks), strict=True)),
-            tuple(sum(layer, ()) for layer in zip(*(one.ranks for one in stacks), strict=True)),
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Its memory."""
-        return sum(tensor.nbytes for tensor in (self.down, *self.ups))
-
-
 class Product:
     """x Wᵀ + b with a weight that stays for many calls.
 
@@ -140,6 +108,7 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._bias = bias
+        self.nbytes = weight.nbytes
         self._packed = _packed(weight)
         self._weight = weight if self._packed is None else None
 
@@ -163,6 +132,55 @@ def _packed(weight: Tensor) -> Tensor | None:
     # The rows it is laid out for are a hint; other numbers of rows give the same sums, only slower.
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 32)
     return packed
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One adapter of joined layers, for few products.
+
+    Shapes: `down` A [in, Σ ranks], layer by layer; of each layer, `ups` s B [its rank, out].
+    """
+
+    down: Tensor
+    ups: tuple[Tensor, ...]
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, parts: Sequence[Adapter], weight: Tensor) -> Self:
+        """Lay one adapter's parts out for layers whose weight is this."""
+        down = torch.cat([part.down for part in parts]).t().to(weight).contiguous()
+        ups = tuple((part.up * part.scaling).t().to(weight).contiguous() for part in parts)
+        return cls(down, ups, tuple((len(part.down),) for part in parts))
+
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+        return sum(tensor.nbytes for tensor in (self.down, *self.ups))
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Several adapters of joined layers end to end, as the kernel reads them where that is faster."""
+
+    down: Product
+    ups: tuple[Tensor | Product, ...]
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, stacks: Sequence[Stack]) -> Self:
+        """Lay adapters out side by side."""
+        downs = [torch.split(one.down, [sum(own) for own in one.ranks], dim=1) for one in stacks]
+        ups = [torch.cat(layer) for layer in zip(*(one.ups for one in stacks), strict=True)]
+        return cls(
+            Product(torch.cat([down for layer in zip(*downs, strict=True) for down in layer], dim=1).t()),
+            tuple(Product(up.t()) if up.shape[1] >= _WIDE else up for up in ups),
+            tuple(sum(layer, ()) for layer in zip(*(one.ranks for one in stacks), strict=True)),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+        return sum(tensor.nbytes for tensor in (self.down, *self.ups))
 
 
 class AdaptedLinear(nn.Module):
@@ -210,7 +228,7 @@ class Joined:
         self.mode = mode
         self._ready: Product | None = None
         self._adapters: dict[str, Stack] = {}  # to serve, by name
-        self._several: tuple[tuple[str, ...], Stack] | None = None
+        self._several: tuple[tuple[str, ...], Several] | None = None
         if len(layers) == 1:
             self.weight, self.bias = layers[0].weight.data, layers[0].bias
             return
@@ -288,22 +306,23 @@ class Joined:
         decode step, gathering the rows of each adapter costs more than those thin products.
         """
         stack = self._stack(mixture.names)
-        inner = x @ stack.down
+        inner = stack.down(x) if isinstance(stack.down, Product) else x @ stack.down
         mask = mixture.mask(stack.ranks)
         if mask is not None:
             inner.mul_(mask)
-        start = seen = 0
-        for up in stack.ups:
-            y[:, start : start + up.shape[1]].addmm_(inner[:, seen : seen + len(up)], up)
-            start += up.shape[1]
-            seen += len(up)
+        thin = torch.split(inner, [sum(own) for own in stack.ranks], dim=1)
+        for own, part, up in zip(torch.split(y, self.widths, dim=1), thin, stack.ups, strict=True):
+            if isinstance(up, Product):
+                own.add_(up(part))
+            else:
+                own.addmm_(part, up)
 
-    def _stack(self, names: tuple[str, ...]) -> Stack:
+    def _stack(self, names: tuple[str, ...]) -> Stack | Several:
         if len(names) == 1:
             return self._adapters[names[0]]
         if self._several is None or self._several[0] != names:
             self._several = None  # before memory is taken for the next
-            self._several = names, Stack.joined([self._adapters[name] for name in names])
+            self._several = names, Several.of([self._adapters[name] for name in names])
         return self._several[1]
 
 

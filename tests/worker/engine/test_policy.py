@@ -16,7 +16,7 @@ from tests.worker.engine.conftest import Load, plain_logprobs, prompts_for, sett
 from worker.engine import general, linear
 from worker.engine.attention import PackedLayout
 from worker.engine.errors import CheckpointRefused
-from worker.engine.linear import Stack
+from worker.engine.linear import Several
 from worker.engine.packing import Tree, pack
 from worker.engine.policy import Policy
 
@@ -248,7 +248,7 @@ def test_an_adapter_cut_short_or_of_two_ranks_is_refused(load: Load, tmp_path: P
         policy.add_adapter("one", tmp_path)
 
 
-def _several(policy: Policy) -> list[Stack]:
+def _several(policy: Policy) -> list[Several]:
     return [product._several[1] for product in policy._products() if product._several is not None]
 
 
@@ -271,7 +271,11 @@ def several(load: Load, tmp_path: Path) -> dict[str, Policy]:
     return {**found, "": serving}
 
 
-def test_adapters_stand_side_by_side_at_their_own_ranks(several: dict[str, Policy]) -> None:
+@pytest.mark.parametrize("wide", [1, linear._WIDE])
+def test_adapters_stand_side_by_side_at_their_own_ranks(
+    several: dict[str, Policy], monkeypatch: pytest.MonkeyPatch, wide: int
+) -> None:
+    monkeypatch.setattr(linear, "_WIDE", wide)
     policy, names = several[""], ["four", None, "wide", "two"]
     with policy.serving():
         found = _answers(policy, names)
