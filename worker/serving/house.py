@@ -202,13 +202,13 @@ class House(threading.Thread):
             torch.set_num_threads(threads)
         self._follow_orders()
         self._sweep()
-        began = time.monotonic()
+        began = time.thread_time()  # what it waits for the trainer's threads is no work
         piece = _PIECE if share >= 1 else _SMALL_PIECE
         worked = [self._turn(base, piece) for base in list(self._bases.values())]
         self._tell()
         if any(worked):
             is_urgent = any(base.batch.is_urgent for base in self._bases.values())
-            rest = self._pace.rest(time.monotonic() - began, share, hurry=is_urgent)
+            rest = self._pace.rest(time.thread_time() - began, share, hurry=is_urgent)
             # A new request is begun at once, unless that has been done too often.
             self._wait(rest, firm=not self._pace.has_credit)
         else:

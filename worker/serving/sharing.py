@@ -15,9 +15,9 @@ from app.core.db import Database
 from app.services import heartbeats
 from worker.engine import machine
 
-NICENESS = 5
+NICENESS = 15
 # Of the time, while a job trains here.
-SHARE = 0.22
+SHARE = 0.2
 # So many seconds of work are done without rest while somebody waits for a first token, and rested for later.
 CREDIT = 3.0
 

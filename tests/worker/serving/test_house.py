@@ -100,7 +100,8 @@ def test_a_share_of_the_time_is_left_to_others(served: Served, monkeypatch: pyte
             rests.append(seconds)
             served.house._pace.rested(seconds)
 
-    monkeypatch.setattr(house, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock = SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0])
+    monkeypatch.setattr(house, "time", clock)
     monkeypatch.setattr(served.house, "_turn", turn_of_a_second)
     monkeypatch.setattr(served.house, "_wait", rest)
     served.chat(max_tokens=4)
