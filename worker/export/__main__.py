@@ -31,8 +31,8 @@ logger = logging.getLogger("worker.export")
 DONE, CRASHED, LOST = 0, 1, 3
 # What must stay free on the disk beside the archive.
 SPARE_BYTES = 256 * 1024 * 1024
-# Behind a trainer, which keeps its pace.
-NICENESS = 10
+# Behind a trainer and behind answers, which keep their pace.
+NICENESS = 19
 
 
 class Telling:
