@@ -58,7 +58,10 @@ class Alone:
         told = self.all([] if failure is None else [(isinstance(failure, NonFinite), str(failure))])
         fatal = [text for is_non_finite, text in told if not is_non_finite]
         if failure is not None and not (fatal and isinstance(failure, NonFinite)):
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = None  # it knows this frame: together they would keep the group alive
         if fatal:
             raise EngineError(f"another process of this run failed: {fatal[0]}")
         if told:
