@@ -6,7 +6,7 @@ mask the model builds but the layout that `attending()` puts in force. `policy.p
 model's numbers come out the same as with its own attention.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -69,44 +69,23 @@ class PackedLayout:
             self.values.append(value)
         repeats = query.shape[0] // key.shape[0]
         key, value = (tensor.repeat_interleave(repeats, dim=0) for tensor in (key, value))
-        common = self.packed.common
+        # Cut once: a cut's slope is a join, a slice's or a lookup's a row of zeros for each.
+        cuts = (torch.split(every, self.packed.cuts, dim=1) for every in (query, key, value))
+        pieces = zip(*cuts, strict=True)
+        common_query, common_key, common_value = next(pieces)
         parts = []
-        if common:
-            parts.append(self._common(query[:, :common], key[:, :common], value[:, :common], rule))
-        for index, span in enumerate(self.packed.spans):
-            fork = span.start + span.trunk
-            # A mask over the whole tree computes what no branch sees of the others: where they are most of
-            # the tree, each goes by itself.
-            stop = fork if span.stop - fork > common + span.trunk else span.stop
-            if stop > span.start:
-                own = slice(span.start, stop)
-                seen_keys = self._behind_common(key[:, own], key)
-                seen_values = self._behind_common(value[:, own], value)
-                mask = self.packed.mask(index, rule.window)[: stop - span.start, : seen_keys.shape[1]]
-                parts.append(attend_where(query[:, own], seen_keys, seen_values, mask, rule))
-            if stop < span.stop:
-                parts.append(self._branches(index, query, key, value, rule))
+        if self.packed.common:
+            parts.append(self._common(common_query, common_key, common_value, rule))
+        for index in range(len(self.packed.spans)):
+            query, key, value = next(pieces)
+            if self.packed.common:
+                key = torch.cat([common_key, key], dim=1)
+                value = torch.cat([common_value, value], dim=1)
+            parts.append(attend_where(query, key, value, self.packed.mask(index, rule.window), rule))
+            if lengths := self.packed.branches(index):
+                mask = self.packed.branch_mask(index, rule.window)
+                parts += _attend_beside(next(pieces), lengths, key, value, mask, rule)
         return torch.cat(parts, dim=1).transpose(0, 1)
-
-    def _behind_common(self, own: Tensor, everything: Tensor) -> Tensor:
-        common = self.packed.common
-        return torch.cat([everything[:, :common], own], dim=1) if common else own
-
-    def _branches(self, index: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        """Return the output of a tree's branches side by side, padded to the longest: [Hq, tokens, D]."""
-        span = self.packed.spans[index]
-        places, real = self.packed.branches(index)  # [G, L]
-        trunk = slice(span.start, span.start + span.trunk)
-
-        def beside(tokens: Tensor) -> Tensor:
-            before = self._behind_common(tokens[:, trunk], tokens).expand(len(places), -1, -1, -1)
-            return torch.cat([before, tokens[:, places].transpose(0, 1)], dim=2)
-
-        mask = self.packed.branch_mask(index, rule.window)
-        out = attend_where(
-            query[:, places].transpose(0, 1), beside(key), beside(value), mask, rule
-        )  # [G, Hq, L, D]
-        return out.transpose(0, 1)[:, real]
 
     def _common(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         if rule.window is None and rule.softcap is None:
@@ -118,6 +97,37 @@ class PackedLayout:
         if rule.window is not None:
             seen &= order[:, None] - order < rule.window
         return attend_where(query, key, value, seen, rule)
+
+
+def _attend_beside(
+    branches: Sequence[Tensor],
+    lengths: Sequence[int],
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    rule: Rule,
+) -> list[Tensor]:
+    """Return the outputs of branches attended side by side, behind the keys and values that all of them see.
+
+    Shapes: the branches' queries, keys and values [H, sum of lengths, D]; before them key and value
+    [H, T, D] -> outputs [H, ., D].
+    """
+    queries, keys, values = (_stacked(tokens, lengths) for tokens in branches)
+    keys = torch.cat([key.expand(len(keys), -1, -1, -1), keys], dim=2)
+    values = torch.cat([value.expand(len(values), -1, -1, -1), values], dim=2)
+    out = attend_where(queries, keys, values, mask, rule)  # [G, H, L, D]
+    if min(lengths) == max(lengths):
+        return [out.transpose(0, 1).flatten(1, 2)]
+    return [one[:, :length] for one, length in zip(out, lengths, strict=True)]
+
+
+def _stacked(tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Lay texts that follow each other side by side: [H, sum of lengths, D] -> [G, H, longest, D]."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return tokens.view(len(tokens), len(lengths), longest, -1).transpose(0, 1)
+    texts = torch.split(tokens, list(lengths), dim=1)
+    return torch.stack([F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])
 
 
 def attend_where(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, rule: Rule) -> Tensor:

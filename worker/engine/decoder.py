@@ -164,7 +164,7 @@ class Decoder:
             logits, numbers, _temperature(rows, logits.device), _top_p(rows), spread=tape is not None
         )
         if tape is not None and spread is not None:
-            first = tape.record_draws(spread)
+            first = tape.record_draws(spread, self._policy.head)
             for index, row in enumerate(rows):
                 row.draws[len(row.tokens)] = first + index
         for index, (row, token, logprob) in enumerate(

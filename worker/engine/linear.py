@@ -230,10 +230,10 @@ class Joined:
         self._adapters: dict[str, Stack] = {}  # to serve, by name
         self._several: tuple[tuple[str, ...], Several] | None = None
         if len(layers) == 1:
-            self.weight, self.bias = layers[0].weight.data, layers[0].bias
+            self._whole, self.bias = None, layers[0].bias
             return
-        self.weight = torch.cat([layer.weight.data for layer in layers])
-        for layer, part in zip(layers, torch.split(self.weight, self.widths), strict=True):
+        self._whole = torch.cat([layer.weight.data for layer in layers])
+        for layer, part in zip(layers, torch.split(self._whole, self.widths), strict=True):
             layer.weight.data = part
         self.bias = None
         if any(layer.bias is not None for layer in layers):
@@ -248,6 +248,11 @@ class Joined:
                 ),
                 requires_grad=False,
             )
+
+    @property
+    def weight(self) -> Tensor:
+        """The base weights of all layers: [out 1 + out 2 + ..., in]."""
+        return self.layers[0].weight.data if self._whole is None else self._whole
 
     def __call__(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """Compute in the way that is in force; `known` is a result computed before, wanted for its slope."""

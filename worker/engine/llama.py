@@ -19,8 +19,11 @@ from worker.engine.tape import Products, Tape
 
 _FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
+# Of a layer's four products those added to its input.
+_RESIDUAL = (1, 3)
+
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary embedding, [N, 1, D] each."""
+"""Cosines and sines of the rotary embedding, [N, 1, D] each; the sines of the first half are negated."""
 
 
 class Llama:
@@ -33,6 +36,8 @@ class Llama:
             product for layer in self._layers for product in layer.products()
         )
         self.checkpointing = False
+        self.line_bytes = sum(joined.weight.itemsize * sum(joined.widths) for joined in self.products)
+        """The size of all products for a token."""
 
     @classmethod
     def of(cls, causal: Any, mode: Mode) -> Self | None:
@@ -69,7 +74,8 @@ class Llama:
     def _start(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Angles]:
         x = self._decoder.embed_tokens(token_ids).detach()
         cosines, sines = self._decoder.rotary_emb(x[None], positions[None])
-        return x, (cosines[0, :, None], sines[0, :, None])
+        first, second = sines[0, :, None].chunk(2, dim=-1)
+        return x, (cosines[0, :, None], torch.cat([-first, second], dim=-1))
 
     def _norm(self, x: Tensor) -> Tensor:
         return _normed(x, self._decoder.norm)
@@ -141,8 +147,7 @@ class _Replayed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rest = (layer, angles, layout, tape, lines)
-        _, out, _, down = tape.read(layer.index, lines)
-        return (x + out).add_(down)
+        return tape.add_to(x, layer.index, lines, _RESIDUAL)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -161,7 +166,5 @@ def _normed(x: Tensor, norm: Any) -> Tensor:
 
 def _turned(heads: Tensor, angles: Angles) -> Tensor:
     """Rotate each head by its position. Shapes: [N, heads, D] -> [N, heads, D]."""
-    half = heads.shape[-1] // 2
-    cosines, sines = (angle[..., :half] for angle in angles)
-    first, second = heads[..., :half], heads[..., half:]
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    cosines, sines = angles
+    return torch.cat([*reversed(heads.chunk(2, dim=-1))], dim=-1).mul_(sines).addcmul_(heads, cosines)

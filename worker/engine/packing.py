@@ -44,20 +44,47 @@ class Packed:
     spans: tuple[Span, ...]
     _branch_of: Tensor = field(repr=False)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict, repr=False)
-    _branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _cuts: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def cuts(self) -> list[int]:
+        """The lengths of the row's pieces: the common prefix, and of each tree its trunk and its branches.
+
+        A tree whose branches are not attended by themselves is one piece.
+        """
+        if not self._cuts:
+            self._cuts.append(self.common)
+            for index, span in enumerate(self.spans):
+                beside = sum(self.branches(index))
+                self._cuts.append(span.stop - span.start - beside)
+                if beside:
+                    self._cuts.append(beside)
+        return self._cuts
+
+    def branches(self, span_index: int) -> list[int]:
+        """Return the lengths of a tree's branches where each is attended by itself, else nothing.
+
+        A mask over the whole tree computes what no branch sees of the others. Where branches are most of the
+        tree that is more work than computing what stands before them once for each.
+        """
+        span = self.spans[span_index]
+        if span.stop - span.start - span.trunk <= self.common + span.trunk:
+            return []
+        ends = [*span.branch_starts[1:], span.stop]
+        return [end - start for start, end in zip(span.branch_starts, ends, strict=True)]
 
     def mask(self, span_index: int, window: int | None) -> Tensor:
         """Return which keys each token of a tree may see: [n, common + n], true where seen.
 
         A token sees the common prefix, its trunk and its own branch, never what comes later; with a sliding
-        window only keys fewer than `window` positions back.
+        window only keys fewer than `window` positions back. Where branches go by themselves, n is the trunk.
         """
         key = (span_index, window)
         if key not in self._masks:
             span = self.spans[span_index]
-            own = slice(span.start, span.stop)
+            own = slice(span.start, span.stop - sum(self.branches(span_index)))
             branch = self._branch_of[own]
-            order = torch.arange(span.stop - span.start, device=branch.device)
+            order = torch.arange(own.stop - own.start, device=branch.device)
             seen = (order[:, None] >= order) & ((branch == 0) | (branch[:, None] == branch))
             seen = torch.cat([seen.new_ones(len(order), self.common), seen], dim=1)
             if window is not None:
@@ -66,22 +93,6 @@ class Packed:
             self._masks[key] = seen
         return self._masks[key]
 
-    def branches(self, span_index: int) -> tuple[Tensor, Tensor]:
-        """Return where a tree's branches lie, each padded to the longest L by repeating, and what is real.
-
-        Shapes: [G, L], [G, L].
-        """
-        if span_index not in self._branches:
-            span = self.spans[span_index]
-            device = self.token_ids.device
-            starts = torch.tensor(span.branch_starts, device=device)
-            lengths = torch.tensor([*span.branch_starts[1:], span.stop], device=device) - starts
-            order = torch.arange(int(lengths.max()), device=device)
-            real = order < lengths[:, None]
-            places = (starts[:, None] + order).clamp(max=span.stop - 1)
-            self._branches[span_index] = (places, real)
-        return self._branches[span_index]
-
     def branch_mask(self, span_index: int, window: int | None) -> Tensor:
         """Return which keys the tokens of a branch may see: [L, common + trunk + L], true where seen.
 
@@ -89,10 +100,9 @@ class Packed:
         """
         key = (-1 - span_index, window)
         if key not in self._masks:
-            span = self.spans[span_index]
-            places, _ = self.branches(span_index)
-            before = self.common + span.trunk
-            order = torch.arange(before + places.shape[1], device=places.device)
+            before = self.common + self.spans[span_index].trunk
+            longest = max(self.branches(span_index))
+            order = torch.arange(before + longest, device=self.token_ids.device)
             seen = order[before:, None] >= order
             if window is not None:
                 seen &= order[before:, None] - order < window

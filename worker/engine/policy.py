@@ -6,7 +6,7 @@ adapter is in force live here; what is done with them does not. Which forward is
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -88,15 +88,28 @@ class Policy:
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         causal = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, use_safetensors=True)
         causal = causal.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
+        loaded = {parameter.untyped_storage().data_ptr() for parameter in causal.parameters()}
         probe = general.Probe(causal)
         plain = general.plain_if_needed(causal, probe)
         policy = cls(causal, tokenizer, config, fast=fast, plain=plain)
+        if not cuda:
+            policy._leave_file(loaded)
         if policy._llama is not None:
             with policy.base():
                 probe.check(lambda packed, layout: policy.hidden(packed.token_ids, packed.positions, layout))
         policy.base_name = model_dir.name
         policy.reset_adapter(config.seed)
         return policy
+
+    def _leave_file(self, loaded: Collection[int]) -> None:
+        """Copy the weights that still are the mapped file's, given by where their storages begin.
+
+        Its pages would stay in memory beside the copies that joined layers made, and whoever cuts the file
+        short would end this process.
+        """
+        for parameter in self._causal.parameters():
+            if parameter.untyped_storage().data_ptr() in loaded:
+                parameter.data = parameter.data.clone()
 
     def reset_adapter(self, seed: int) -> None:
         """Give the adapter the first weights of this seed: B is zero, so the model is the base."""
@@ -223,6 +236,11 @@ class Policy:
             yield
         finally:
             self.tape = None
+
+    def expect(self, lines: int) -> None:
+        """Hear how many tokens the forwards to come read at most, and make room for them on the tape."""
+        if self.tape is not None and self._llama is not None:
+            self.tape.expect(lines, self._llama.line_bytes)
 
     @property
     def next_line(self) -> int | None:

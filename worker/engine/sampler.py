@@ -52,6 +52,7 @@ def sample(
     """
     copies = 1 if policy.shares_prompts else sampling.samples
     lengths = [copies * len(prompt.token_ids) for prompt in prompts]
+    policy.expect(sum(lengths) + len(prompts) * sampling.samples * sampling.max_tokens)
     done = 0
     while done < len(prompts):
         wave = waves(lengths[done:], sampling, policy.wave_tokens)[0]

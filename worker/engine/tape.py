@@ -14,7 +14,8 @@ from torch import Tensor
 from worker.engine.drawing import Spread
 from worker.engine.types import Rollout
 
-_ROWS = 256
+# Distributions averaged in one product.
+_ROWS = 128
 
 Products = tuple[Tensor, ...]
 """What one layer computed for some tokens: one [tokens, width] tensor for each of its products."""
@@ -42,57 +43,76 @@ class Tape:
         self.lines = 0
         self.rows: dict[tuple[int, int], Record] = {}
         self.spilled = budget <= 0
-        self._left = budget
-        self._parts: list[list[Products]] = []
-        self._whole: list[Products] = []
+        self._budget = budget
+        self._room = 0  # lines
+        self._layers: list[Products] = []
         self._draws = 0
-        self._spreads: list[Spread] = []
+        self._waiting: list[Spread] = []
+        self._means: list[Tensor] = []
+        self._entropies: list[Tensor] = []
 
     # While sampling
 
+    def expect(self, lines: int, line_bytes: int) -> None:
+        """Hear how many lines there will be at most, and the size of one in all layers.
+
+        What the budget allows of them is set aside; a CPU gives memory to what is written alone.
+        """
+        self._room = min(lines, self._budget // max(1, line_bytes))
+
     def record(self, layer: int, products: Products) -> None:
         """Keep what a layer computed for the tokens of one forward."""
-        self._spend(sum(product.nbytes for product in products))
+        end = self.lines + len(products[0])
+        if end > self._room:
+            self.give_up()
         if self.spilled:
             return
-        if layer == len(self._parts):
-            self._parts.append([])
-        self._parts[layer].append(products)
+        if layer == len(self._layers):
+            self._layers.append(
+                tuple(product.new_empty(self._room, product.shape[1]) for product in products)
+            )
+        for kept, product in zip(self._layers[layer], products, strict=True):
+            kept[self.lines : end] = product
 
     def end_forward(self, tokens: int) -> None:
         """Count the lines that every layer has now recorded."""
         self.lines += tokens
 
-    def record_draws(self, spread: Spread) -> int:
-        """Keep the distributions tokens were drawn from; return the first one's number."""
+    def record_draws(self, spread: Spread, head: Tensor) -> int:
+        """Keep what the distributions tokens were drawn from teach; return the first one's number.
+
+        Shapes: head W [V, H].
+        """
         first = self._draws
         self._draws += len(spread.totals)
-        self._spend(spread.weights.nbytes)
         if not self.spilled:
-            self._spreads.append(spread)
+            self._waiting.append(spread)
+            self._entropies.append(spread.entropies)
+            if sum(len(one.totals) for one in self._waiting) >= _ROWS:
+                self._average(head)
         return first
 
-    def _spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            self.give_up()
+    def _average(self, head: Tensor) -> None:
+        """Reduce the distributions that wait to their means of the head's rows, in one product."""
+        if self._waiting:
+            weights = torch.cat([spread.weights for spread in self._waiting])
+            totals = torch.cat([spread.totals for spread in self._waiting])
+            self._means.append((weights.to(head.dtype) @ head).float().div_(totals[:, None]))
+            self._waiting.clear()
 
     def give_up(self) -> None:
         """Let go of everything and record no more: training computes again."""
-        self._left = -1
         self.spilled = True
-        self._parts.clear()
-        self._whole.clear()
-        self._spreads.clear()
+        for kept in (self._layers, self._waiting, self._means, self._entropies):
+            kept.clear()
 
     # While training
 
-    def seal(self) -> None:
-        """Put each layer's parts together, once nothing more is recorded."""
-        for layer, parts in enumerate(self._parts):
-            if parts:
-                self._whole.append(tuple(torch.cat(same) for same in zip(*parts, strict=True)))
-                self._parts[layer] = []
+    def seal(self, head: Tensor) -> None:
+        """Put together what was kept of the draws, once nothing more is recorded."""
+        self._average(head)
+        for parts in (self._means, self._entropies):
+            parts[:] = [torch.cat(parts)] if parts else []
 
     def record_of(self, rollout: Rollout) -> Record | None:
         """Return where an answer and the prompt before it lie, or None where they were not kept."""
@@ -102,34 +122,21 @@ class Tape:
 
     def read(self, layer: int, lines: Tensor) -> Products:
         """Return a layer's products for these lines."""
-        return tuple(product[lines] for product in self._whole[layer])
+        return tuple(product.index_select(0, lines) for product in self._layers[layer])
+
+    def add_to(self, x: Tensor, layer: int, lines: Tensor, products: Sequence[int]) -> Tensor:
+        """Return x and the sum of some of a layer's products for these lines. Shapes: x [N, H] -> [N, H]."""
+        for number in products:
+            x = x + self._layers[layer][number].index_select(0, lines)
+        return x
 
     def entropies(self, draws: Tensor) -> Tensor:
         """Return the entropies of these draws' distributions: [T]."""
-        return torch.cat([spread.entropies for spread in self._spreads])[draws]
+        return self._entropies[0][draws]
 
     def slopes(self, draws: Tensor, targets: Tensor, head: Tensor) -> Tensor:
         """Return d log p(target) / d hidden at temperature 1: W[target] - sum over the vocabulary of p W.
 
         Shapes: draws [T], targets [T], head W [V, H] -> [T, H], float32.
         """
-        slopes = head[targets].float()
-        totals = torch.cat([spread.totals for spread in self._spreads])
-        order = draws.argsort()
-        ends = torch.tensor([len(spread.totals) for spread in self._spreads]).cumsum(0)
-        cuts = [0, *torch.searchsorted(draws[order], ends.to(draws.device)).tolist()]
-        # So many rows make one product that runs at full rate; the same memory takes them every time.
-        most = _ROWS + max(len(spread.totals) for spread in self._spreads)
-        gathered = self._spreads[0].weights.new_empty(most, head.shape[0])
-        filled, start = 0, 0
-        for index, spread in enumerate(self._spreads):
-            places = order[cuts[index] : cuts[index + 1]]
-            rows = draws[places] - (ends[index] - len(spread.totals))
-            torch.index_select(spread.weights, 0, rows, out=gathered[filled : filled + len(rows)])
-            filled += len(rows)
-            if filled >= _ROWS or index == len(self._spreads) - 1:
-                means = gathered[:filled].to(head.dtype) @ head
-                here = order[start : start + filled]
-                slopes[here] -= means.float() / totals[draws[here], None]
-                filled, start = 0, start + filled
-        return slopes
+        return head[targets].float().sub_(self._means[0][draws])

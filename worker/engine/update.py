@@ -69,7 +69,7 @@ def compute_gradient(
         batches = micro_batches(groups, budget)
         try:
             if tape is not None:
-                tape.seal()
+                tape.seal(policy.head)
             return _accumulate(policy, batches, config, grammar, tape), budget
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):

@@ -351,3 +351,10 @@ def test_an_adapter_may_leave_layers_alone(several: dict[str, Policy], tmp_path:
         for names in (["some"] * 3, ["some", "wide", None]):
             found = _answers(policy, names)
             torch.testing.assert_close(found[0], logits(own, TEXT[:1])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_loaded_model_stands_on_no_file(load: Load, tiny_model: Path) -> None:
+    """Its pages would be resident beside the copies, and a file cut short would end the process."""
+    policy = load()
+    assert str(tiny_model) not in Path("/proc/self/maps").read_text()
+    del policy

@@ -108,7 +108,7 @@ def test_when_memory_runs_out_the_tape_goes_before_the_batches(load: Load) -> No
         _, budget = compute_gradient(policy, groups, settings(), None, WHOLE, tape)
         assert budget == WHOLE
         assert tape.spilled
-        assert (tape._parts, tape._whole, tape._spreads) == ([], [], [])
+        assert (tape._layers, tape._waiting, tape._means, tape._entropies) == ([], [], [], [])
         assert_close(gradient_of(policy), expected)
 
 
@@ -116,11 +116,11 @@ def test_a_tape_given_up_in_training_is_not_begun_again(load: Load) -> None:
     run = start(load)
     seal, failed = Tape.seal, []
 
-    def fail_once(tape: Tape) -> None:
+    def fail_once(tape: Tape, head: torch.Tensor) -> None:
         if not failed:
             failed.append(1)
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
-        seal(tape)
+        seal(tape, head)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tape, "seal", fail_once)
