@@ -145,7 +145,8 @@ class Decoder:
         used = sorted(set(source))
         place = {state: index for index, state in enumerate(used)}
         logits = self._policy.logits(states[torch.tensor(used, device=states.device)])
-        logits = logits[torch.tensor([place[state] for state in source], device=states.device)]
+        if used != list(source):  # else the copy would be the same
+            logits = logits[torch.tensor([place[state] for state in source], device=states.device)]
         told = {
             index: logits[index].log_softmax(-1)
             for index, row in enumerate(rows)

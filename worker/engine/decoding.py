@@ -90,7 +90,7 @@ class DecodeLayout:
         self.grid = torch.tensor([rows + [0] * (widest - len(rows)) for rows in seats], device=device)
         self.prompt_of = torch.tensor(row_prompts, device=device)
         self.seat_of = torch.tensor(seat_of, device=device)
-        self._hidden_from: dict[tuple[int | None, int], Tensor] = {}
+        self._hidden_from: dict[tuple[int | None, int], Tensor | None] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         heads, rows, width = key.shape
@@ -108,7 +108,9 @@ class DecodeLayout:
             ],
             dim=-1,
         )  # [R, Hkv, rep, C + S + T]
-        scores = capped(scores, rule.softcap).masked_fill_(self._hidden(rule.window, now), float("-inf"))
+        scores = capped(scores, rule.softcap)
+        if (hidden := self._hidden(rule.window, now)) is not None:
+            scores.masked_fill_(hidden, float("-inf"))
         shares = scores.float().softmax(-1).to(value.dtype)
         common, prompt, own = torch.split(shares, [self.common, self.padding.shape[1], now], dim=-1)
         out = self._with_prompts(prompt, self.prompt_values[layer]) + own @ own_values[:, :, :now]
@@ -131,10 +133,10 @@ class DecodeLayout:
             return product.transpose(1, 2).reshape(rows, heads, repeats, -1)
         return product[self.prompt_of, :, self.seat_of]
 
-    def _hidden(self, window: int | None, now: int) -> Tensor:
-        """Return what each row may not see of [common, prompt, own]: [R, 1, 1, C + S + T]."""
-        if (found := self._hidden_from.get((window, now))) is not None:
-            return found
+    def _hidden(self, window: int | None, now: int) -> Tensor | None:
+        """Return what each row may not see of [common, prompt, own]: [R, 1, 1, C + S + T]; None: nothing."""
+        if (window, now) in self._hidden_from:
+            return self._hidden_from[window, now]
         padding = self.padding[self.prompt_of]  # [R, S]
         hidden = F.pad(padding, (self.common, now))
         if window is not None:
@@ -143,6 +145,6 @@ class DecodeLayout:
             fork = self.fork[self.prompt_of][:, None]
             keys = torch.cat([before, fork + torch.arange(now, device=device)], dim=1)
             hidden = hidden | (fork + now - 1 - keys >= window)
-        hidden = hidden[:, None, None]
-        self._hidden_from[window, now] = hidden
-        return hidden
+        found = hidden[:, None, None] if bool(hidden.any()) else None
+        self._hidden_from[window, now] = found
+        return found

@@ -66,9 +66,11 @@ def draw_telling(
     gaps = logits.sub_(highest)
     weights = gaps.exp() if spread else gaps.exp_()
     width = weights.shape[1]
-    blocks = F.pad(weights, (0, -width % _BLOCK)).view(len(weights), -1, _BLOCK)
-    sums = blocks.sum(-1, dtype=torch.float64)  # [R, V / block]
-    edges = sums.cumsum(-1)
+    # Where nothing is missing `pad` would copy all the same.
+    padded = F.pad(weights, (0, -width % _BLOCK)) if width % _BLOCK else weights
+    blocks = padded.view(len(weights), -1, _BLOCK)
+    # Few enough for float32, whose sums go by halves; those of all blocks are not.
+    edges = blocks.sum(-1).double().cumsum(-1)  # [R, V / block]
     total = edges[:, -1]
     if not torch.isfinite(total).all():
         raise NonFinite("the model's logits are not finite")
@@ -82,7 +84,7 @@ def draw_telling(
     told = None
     if spread:
         # H = log Z - sum w (l - max) / Z; a masked token has no weight, and -inf · 0 would be NaN.
-        moments = gaps.clamp_(min=-1e9).mul_(weights).sum(-1)
+        moments = torch.linalg.vecdot(gaps.clamp_(min=-1e9), weights)
         told = Spread(weights, total.float(), (total.log() - moments / total).float())
     return tokens, (chosen.double().log() - total.log()).float(), told
 
