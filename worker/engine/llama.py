@@ -147,7 +147,8 @@ class _Replayed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rest = (layer, angles, layout, tape, lines)
-        return tape.add_to(x, layer.index, lines, _RESIDUAL)
+        out, down = tape.read(layer.index, lines, _RESIDUAL)
+        return (x + out).add_(down)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

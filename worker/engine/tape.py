@@ -120,15 +120,11 @@ class Tape:
             return None
         return self.rows.get((rollout.item_index, rollout.sample_index))
 
-    def read(self, layer: int, lines: Tensor) -> Products:
-        """Return a layer's products for these lines."""
-        return tuple(product.index_select(0, lines) for product in self._layers[layer])
-
-    def add_to(self, x: Tensor, layer: int, lines: Tensor, products: Sequence[int]) -> Tensor:
-        """Return x and the sum of some of a layer's products for these lines. Shapes: x [N, H] -> [N, H]."""
-        for number in products:
-            x = x + self._layers[layer][number].index_select(0, lines)
-        return x
+    def read(self, layer: int, lines: Tensor, only: Sequence[int] | None = None) -> Products:
+        """Return a layer's products for these lines: all of them, or `only` those of these numbers."""
+        kept = self._layers[layer]
+        chosen = kept if only is None else [kept[number] for number in only]
+        return tuple(product.index_select(0, lines) for product in chosen)
 
     def entropies(self, draws: Tensor) -> Tensor:
         """Return the entropies of these draws' distributions: [T]."""
