@@ -65,10 +65,15 @@ def test_training_from_the_tape_equals_computing_again(load: Load, constrained: 
         assert_close(partly, expected)
 
 
-def test_a_tape_beyond_its_budget_keeps_nothing(load: Load) -> None:
+@pytest.mark.parametrize("lines", [1, 150])
+def test_a_tape_beyond_its_budget_keeps_nothing(load: Load, lines: int) -> None:
+    """Be that at once, or in the middle of the answers."""
     policy = load(trained=True)
-    tape, groups = recorded(policy, None, budget=20_000)
+    assert policy._llama is not None
+    tape, groups = recorded(policy, None, budget=lines * policy._llama.line_bytes)
     assert tape.spilled
+    assert (tape._draws > 0) == (lines > 1)
+    assert (tape._layers, tape._waiting, tape._means, tape._entropies) == ([], [], [], [])
     assert all(answer.record is None for group in groups for answer in group.answers)
 
 
