@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from app.core.context import Context
 from app.main import create_app
 from app.services import api_keys, logins, projects
 
 AXE = Path(__file__).parent / "vendor" / "axe@4.14.1" / "axe.min.js"
+# Long enough for a busy machine: a wait that ends late fails no test, one that never ends does.
+PATIENCE_MILLISECONDS = 20_000
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
@@ -126,7 +129,7 @@ def open_page(chrome: Browser) -> Iterator[Callable[..., Watched]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MILLISECONDS)
         watched = Watched(page, [])
 
         def on_request(request: Request) -> None:

@@ -133,6 +133,7 @@ def test_a_dropped_stream_recovers_without_gap_or_repeat(service: Service, open_
     made = seed.seed(service.context)
     watched = open_page(service.url)
     page = sign_in(watched, service)
+    page.clock.install()
     page.goto(f"{service.url}/finetune/{made.running}/events")
     expect(page.get_by_test_id("live-indicator")).to_have_text("Live")
     take_step(service.context, made.running, 13)
@@ -140,6 +141,10 @@ def test_a_dropped_stream_recovers_without_gap_or_repeat(service: Service, open_
     service.stop()
     take_step(service.context, made.running, 14)
     expect(page.get_by_test_id("live-indicator")).to_have_text("Reconnecting")
+    # However long the service was away, the page is back within seconds of it.
+    for _ in range(30):
+        page.clock.run_for(4000)
+    expect(page.get_by_test_id("live-indicator")).to_contain_text("Updates paused, last at")
     expect(page.get_by_test_id("job-status")).to_contain_text("step 13 of 20")
     service.start()
     take_step(service.context, made.running, 15)
