@@ -6,9 +6,11 @@ the commands.
 
 import logging
 import re
+import socket
+import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,10 +26,13 @@ from app.api.routes import api
 from app.api.stamp import Stamp
 from app.core.context import Context
 from app.core.settings import Settings
+from app.dashboard.live import Hub
 from app.dashboard.routes import install
 from app.services import heartbeats
 
 BEAT_SECONDS = 5.0
+GRACE_SECONDS = 5
+NOT_STARTED = 3
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +93,26 @@ def _beat(context: Context, ended: threading.Event) -> None:
             return
 
 
+class Server(uvicorn.Server):
+    """Serves the application, and first ends the streams of open pages when it has to stop."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.hub: Hub = app.state.hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop. An open page would hold this up for the whole grace, and be cut off in the middle."""
+        self.hub.end()
+        await super().shutdown(sockets)
+
+
 def main() -> None:
     """Serve until a signal ends the process."""
     settings = Settings()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         # Stamp writes the access log: uvicorn's would hold log-in addresses whole.
@@ -102,9 +121,14 @@ def main() -> None:
         server_header=False,
         # Longer than any client keeps an idle connection, or it would send into one just closed.
         timeout_keep_alive=75,
-        # Open streams would hold up an end forever.
-        timeout_graceful_shutdown=5,
+        # An answer that is still streamed would hold up an end for as long as it takes.
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    server = Server(app, config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(NOT_STARTED)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,16 @@ class Hub:
         self.clients: set[Client] = set()
         self._marks: dict[str, Mark] = {}
         self._task: asyncio.Task[None] | None = None
+        self._is_ended = False
+
+    def end(self) -> None:
+        """Close every stream, and each that is opened later: the pages reconnect to the next process."""
+        self._is_ended = True
+        for client in self.clients:
+            client.is_lost = True
+            # Wakes the one that waits; one that has a full queue does not wait.
+            if client.messages.empty():
+                client.messages.put_nowait(Message(-1, "", False))
 
     def has_room(self, login: str) -> bool:
         """Say whether one more stream may be opened."""
@@ -76,7 +86,7 @@ class Hub:
 
     async def stream(self, *, job_id: str, tab: str, login: str, after: int) -> AsyncIterator[str]:
         """Yield a job's messages from the event after `after`, for ever or until the job has ended."""
-        client = Client(job_id, tab, login)
+        client = Client(job_id, tab, login, is_lost=self._is_ended)
         # Subscribed before the replay is read: what happens meanwhile waits in the queue.
         self.clients.add(client)
         try:

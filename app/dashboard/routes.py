@@ -42,7 +42,8 @@ def install(app: FastAPI, *, document: Mapping[str, Any]) -> None:
     pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(refuse_nul)])
     pages.state.context = context
     pages.state.document = document
-    pages.state.hub = Hub(context.db)
+    # Its streams are the application's to end.
+    app.state.hub = pages.state.hub = Hub(context.db)
     # create before jobs: /finetune/new is not a job's id.
     for module in (
         login,

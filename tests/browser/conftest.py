@@ -13,7 +13,7 @@ import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from app.core.context import Context
-from app.main import create_app
+from app.main import Server, create_app
 from app.services import api_keys, logins, projects
 
 AXE = Path(__file__).parent / "vendor" / "axe@4.14.1" / "axe.min.js"
@@ -40,7 +40,7 @@ class Service:
         """Serve, on the port of the time before if there was one."""
         app = create_app(self.context.settings)
         config = uvicorn.Config(app, port=self.port, log_config=None, timeout_graceful_shutdown=1)
-        self.server = uvicorn.Server(config)
+        self.server = Server(app, config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:

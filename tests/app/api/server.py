@@ -17,6 +17,7 @@ from app.core import clock, ids
 from app.core.context import Context
 from app.core.settings import Settings
 from app.core.tables import Job, Project
+from app.main import Server as Web
 from app.main import create_app
 from app.services import api_keys, jobs, models
 
@@ -102,7 +103,7 @@ def serving(settings: Settings) -> Iterator[Server]:
         _, secret = api_keys.create_key(session, project_id=project.id, name="test")
         models.register_base_models(session, found={MODEL: {"parameters": 1}})
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
-    web = uvicorn.Server(config)
+    web = Web(app, config)
     # The protocol is named because asyncio sets TCP_NODELAY on no other: answers would wait 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))

@@ -181,6 +181,23 @@ def test_a_slow_client_is_let_go_to_resume(
     assert len(asyncio.run(scenario())) == 20
 
 
+def test_an_ending_process_ends_its_streams_but_no_run(context: Context, seeded: Seeded) -> None:
+    async def scenario() -> str:
+        hub = Hub(context.db, poll_seconds=POLL)
+        after = say(context, seeded.running)
+        stream = hub.stream(job_id=seeded.running, tab="metrics", login="x", after=after)
+        read = await until(stream, lambda text: "job-head" in text)
+        waiting = asyncio.create_task(until(stream, lambda _text: False))
+        await asyncio.sleep(5 * POLL)
+        hub.end()
+        late = hub.stream(job_id=seeded.running, tab="metrics", login="x", after=after)
+        read += await waiting + await until(late, lambda _text: False)
+        assert not hub.clients
+        return read
+
+    assert "event: ended" not in asyncio.run(scenario())
+
+
 def test_one_login_may_not_take_every_stream(
     browser: TestClient, context: Context, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
