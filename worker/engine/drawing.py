@@ -96,9 +96,9 @@ def _invert(blocks: Tensor, edges: Tensor, targets: Tensor) -> Tensor:
     inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]]  # [R, block]
     running = inside.double().cumsum(-1)
     place = torch.searchsorted(running, targets[:, None] - before, right=True).clamp_(max=_BLOCK - 1)
-    # A block's sum and its running sum round differently; at the very edge the place can fall on a token that
-    # has no weight, perhaps a masked one. Then the block's heaviest token stands in.
-    stray = inside.gather(1, place) == 0
+    # A block's sum and its running sum round differently; at the very edge the place can lie past the block's
+    # end, or on a token that has no weight, perhaps a masked one. Then the block's heaviest token stands in.
+    stray = (targets[:, None] - before >= running[:, -1:]) | (inside.gather(1, place) == 0)
     place = torch.where(stray, inside.argmax(-1, keepdim=True), place)
     return (block * _BLOCK + place)[:, 0]
 

@@ -40,6 +40,8 @@ _GROUPS = (
     ),
 )
 
+_MAPS = Path("/proc/self/maps")
+
 
 def available(device: torch.device) -> int:
     """Return the bytes a run may still take on a device: of the GPU, or of the machine and its container."""
@@ -55,6 +57,22 @@ def available(device: torch.device) -> int:
         except (OSError, ValueError, KeyError):  # no such group, or "max"
             continue
     return max(0, min(free))
+
+
+def file_mappings() -> list[range]:
+    """Return the addresses of this process that are a file's bytes; none where the system does not say."""
+    try:
+        lines = _MAPS.read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    found = []
+    for line in lines:
+        # Addresses, rights, offset, device, inode, and what is mapped: a path, "[heap]", or nothing.
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        if inode != "0":
+            start, stop = (int(part, 16) for part in addresses.split("-"))
+            found.append(range(start, stop))
+    return found
 
 
 def _machine() -> int:

@@ -6,7 +6,7 @@ adapter is in force live here; what is done with them does not. Which forward is
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ from worker.engine.decoding import DecodeLayout
 from worker.engine.errors import UnsupportedModel
 from worker.engine.linear import Joined, Mixing, Mode, Product, Stack
 from worker.engine.llama import Llama
-from worker.engine.memory import check_room
+from worker.engine.memory import check_room, file_mappings
 from worker.engine.packing import Packed
 from worker.engine.pasts import FreeRows, Past, Pasts, Rows, TextPast
 from worker.engine.plain import Plain, PlainPast, PlainPasts, PlainRows
@@ -88,12 +88,10 @@ class Policy:
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         causal = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, use_safetensors=True)
         causal = causal.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
-        loaded = {parameter.untyped_storage().data_ptr() for parameter in causal.parameters()}
         probe = general.Probe(causal)
         plain = general.plain_if_needed(causal, probe)
         policy = cls(causal, tokenizer, config, fast=fast, plain=plain)
-        if not cuda:
-            policy._leave_file(loaded)
+        policy._leave_files()
         if policy._llama is not None:
             with policy.base():
                 probe.check(lambda packed, layout: policy.hidden(packed.token_ids, packed.positions, layout))
@@ -101,14 +99,15 @@ class Policy:
         policy.reset_adapter(config.seed)
         return policy
 
-    def _leave_file(self, loaded: Collection[int]) -> None:
-        """Copy the weights that still are the mapped file's, given by where their storages begin.
+    def _leave_files(self) -> None:
+        """Copy the weights that still are a mapped file's.
 
         Its pages would stay in memory beside the copies that joined layers made, and whoever cuts the file
         short would end this process.
         """
+        mappings = file_mappings()
         for parameter in self._causal.parameters():
-            if parameter.untyped_storage().data_ptr() in loaded:
+            if parameter.device.type == "cpu" and any(parameter.data_ptr() in one for one in mappings):
                 parameter.data = parameter.data.clone()
 
     def reset_adapter(self, seed: int) -> None:

@@ -134,6 +134,7 @@ class Reinforcement:
             with measured.timing("sampling"):
                 rollouts = self._parallel.attempt(lambda: self._sample(own, step))
         except NonFinite as error:
+            self._drop_tape(step)
             self._fail(step, measured, str(error), weights=True)
             return self._report(step, [], [], None, measured)
         self.policy.wave_tokens = min(self._parallel.all([self.policy.wave_tokens]))
@@ -193,21 +194,15 @@ class Reinforcement:
             )
             groups[index] = Group(prompts[index].token_ids, answers)
         if not groups:
+            self._drop_tape(step)
             return
         mine = [groups[index] for index in self._parallel.own(range(len(prompts))) if index in groups]
-        was_spilled = self._tape.spilled
         gradient, fitted = self._parallel.attempt(lambda: self._gradient(mine))
-        keeps_tape = was_spilled or not self._tape.spilled
-        self._tape = Tape(0)
+        self._drop_tape(step)
         share = _answer_tokens(mine) / _answer_tokens(groups.values())
         self._parallel.add_gradients(self.policy.adapter.values(), share)
         measured.gradient = weighed(self._parallel.all([(share, gradient)]))
         fitted = min(self._parallel.all([fitted]))
-        if not all(self._parallel.all([keeps_tape])):
-            self.keeps_tape = False
-            self.notes.append(
-                f"step {step}: out of memory; what sampling computed is computed again from here on"
-            )
         if fitted != self.micro_batch_tokens:
             self.notes.append(f"step {step}: out of memory; micro-batches of {fitted} tokens from here on")
             self.micro_batch_tokens = fitted
@@ -226,6 +221,16 @@ class Reinforcement:
         if not groups:  # of this process's share, nothing teaches
             return Gradient(), budget
         return compute_gradient(self.policy, groups, self.config, self._grammar, budget, self._tape)
+
+    def _drop_tape(self, step: int) -> None:
+        """Let go of what sampling computed; where memory ran out over it, the next steps keep none."""
+        ran_out = self._parallel.all([self._tape.ran_out])
+        self._tape = Tape(0)
+        if any(ran_out):
+            self.keeps_tape = False
+            self.notes.append(
+                f"step {step}: out of memory; what sampling computed is computed again from here on"
+            )
 
     def _fail(self, step: int, measured: Measured, reason: str, *, weights: bool = False) -> None:
         measured.skipped = True

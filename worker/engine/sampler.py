@@ -46,8 +46,8 @@ def sample(
 
     `on_answer` hears of each as soon as it ends, which is before its wave does.
 
-    When memory runs out a wave is begun again with half the budget, which stays halved: `on_answer` may then
-    hear of an answer twice, and the last counts.
+    When memory runs out a wave is begun again, first without the tape, then each time with half the budget,
+    which stays halved: `on_answer` may then hear of an answer twice, and the last counts.
     Raises: NonFinite when the model's logits are not finite; OutOfMemory when one prompt is too much.
     """
     copies = 1 if policy.shares_prompts else sampling.samples
@@ -61,18 +61,29 @@ def sample(
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
+            if policy.tape is not None and not policy.tape.spilled:
+                # It has some layers' part of the forward that failed, and training can do without it.
+                policy.tape.give_up(ran_out=True)
+                continue
             if wave.stop == 1:
                 raise OutOfMemory(
                     "Answering one prompt at a time does not fit into memory: use a smaller model, fewer "
                     "samples_per_prompt, shorter prompts, or a lower max_completion_tokens."
                 ) from error
             if policy.tape is not None:
-                # It has some layers' part of the forward that failed, and takes memory that is wanted now.
+                # The wave was too much without it too: beside smaller ones the next tape may find its place.
                 policy.tape.give_up()
             policy.wave_tokens = max(1, policy.wave_tokens // 2)
             continue
         done += wave.stop
         yield answers
+    if policy.tape is not None:
+        try:
+            policy.tape.seal(policy.head)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            policy.tape.give_up(ran_out=True)
 
 
 def waves(lengths: Sequence[int], sampling: Sampling, budget: int) -> list[slice]:

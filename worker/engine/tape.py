@@ -1,8 +1,9 @@
 """What sampling computed, kept so that training needs no second forward.
 
 For one update per rollout the weights that train are those that sampled, so every product x Wᵀ of the forward
-and every distribution drawn from is known already: `llama.py` and the decoder record them, training reads
-them back. A tape belongs to one step; beyond its budget it gives everything up and training computes again.
+is known already, and so is what each distribution drawn from teaches: `llama.py` and the decoder record them,
+training reads them back. A tape takes one sampling; beyond its budget, or where memory runs out, it gives
+everything up and training computes again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,13 +37,15 @@ class Record:
 class Tape:
     """`lines` counts the tokens recorded so far: a token's line is its place in the order of recording.
 
-    `rows` holds, for (item, sample), where its answer was recorded.
+    `rows` holds, for (item, sample), where its answer was recorded. `spilled` says that everything was given
+    up; `ran_out` that it was for want of memory, not of budget.
     """
 
     def __init__(self, budget: int) -> None:
         self.lines = 0
         self.rows: dict[tuple[int, int], Record] = {}
         self.spilled = budget <= 0
+        self.ran_out = False
         self._budget = budget
         self._room = 0  # lines
         self._layers: list[Products] = []
@@ -54,16 +57,18 @@ class Tape:
     # While sampling
 
     def expect(self, lines: int, line_bytes: int) -> None:
-        """Hear how many lines there will be at most, and the size of one in all layers.
+        """Hear, before the first forward, how many lines there will be at most, and one's size in all layers.
 
         What the budget allows of them is set aside; a CPU gives memory to what is written alone.
         """
+        if self.lines or self._layers:
+            raise RuntimeError("a tape takes one sampling, and this one has begun")
         self._room = min(lines, self._budget // max(1, line_bytes))
 
     def record(self, layer: int, products: Products) -> None:
         """Keep what a layer computed for the tokens of one forward."""
         end = self.lines + len(products[0])
-        if end > self._room:
+        if not self.spilled and end > self._room:
             self.give_up()
         if self.spilled:
             return
@@ -100,19 +105,20 @@ class Tape:
             self._means.append((weights.to(head.dtype) @ head).float().div_(totals[:, None]))
             self._waiting.clear()
 
-    def give_up(self) -> None:
-        """Let go of everything and record no more: training computes again."""
-        self.spilled = True
-        for kept in (self._layers, self._waiting, self._means, self._entropies):
-            kept.clear()
-
-    # While training
-
     def seal(self, head: Tensor) -> None:
         """Put together what was kept of the draws, once nothing more is recorded."""
         self._average(head)
         for parts in (self._means, self._entropies):
             parts[:] = [torch.cat(parts)] if parts else []
+
+    def give_up(self, *, ran_out: bool = False) -> None:
+        """Let go of everything and record no more: training computes again."""
+        self.spilled = True
+        self.ran_out = ran_out
+        for kept in (self._layers, self._waiting, self._means, self._entropies):
+            kept.clear()
+
+    # While training
 
     def record_of(self, rollout: Rollout) -> Record | None:
         """Return where an answer and the prompt before it lie, or None where they were not kept."""

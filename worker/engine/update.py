@@ -68,15 +68,13 @@ def compute_gradient(
     while True:
         batches = micro_batches(groups, budget)
         try:
-            if tape is not None:
-                tape.seal(policy.head)
             return _accumulate(policy, batches, config, grammar, tape), budget
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
         given_up, tape = tape, None
         if given_up is not None:
-            given_up.give_up()
+            given_up.give_up(ran_out=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if given_up is not None:

@@ -1,5 +1,7 @@
 """Inverse-CDF draws: the right token for a uniform, the right shares over many, never a masked one."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,15 @@ def test_each_uniform_falls_where_the_running_sum_says() -> None:
     tokens, logprobs = draw(shares.log().repeat(5, 1), uniforms, 1.0)
     assert tokens.tolist() == [0, 1, 1, 3, 3]
     assert logprobs.tolist() == pytest.approx([shares[token].log().item() for token in tokens.tolist()])
+
+
+def test_a_draw_past_what_a_block_holds_takes_its_heaviest_token() -> None:
+    """The block's float32 sum is 1 + 2/2^24, its tokens' is 1 + 1.5/2^24: nothing is between the two."""
+    logits = torch.full((1, 256), -80.0)
+    logits[0, 10], logits[0, 20] = 0.0, math.log(1.5 / 2**24)
+    tokens, logprobs = draw(logits, torch.tensor([1 - 1e-8], dtype=torch.float64), 1.0)
+    assert tokens.tolist() == [10]
+    assert logprobs.tolist() == pytest.approx([0.0], abs=1e-6)
 
 
 def test_shares_match_the_softmax_over_a_vocabulary_of_many_blocks() -> None:

@@ -82,6 +82,16 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert memory.available(CPU) > 1_000_000
 
 
+def test_addresses_of_files_are_told_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    path.write_bytes(bytes(400_000))
+    own = torch.zeros(100_000)
+    mapped = torch.from_file(str(path), size=100_000)
+    for numbers, is_mapped in ((own, False), (mapped, True)):
+        found = [mapping for mapping in memory.file_mappings() if numbers.data_ptr() in mapping]
+        assert bool(found) == is_mapped
+
+
 def test_weights_that_lie_there_in_two_forms_count_once(tmp_path: Path) -> None:
     folder = claim(tmp_path / "twice", {"layer.weight": [300, 200]})
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
@@ -208,6 +218,8 @@ def test_running_out_while_sampling_halves_the_waves_and_goes_on(
         torch.testing.assert_close(whole.policy.adapter[name].detach(), tensor, atol=1e-5, rtol=1e-4)
     assert len(whole.notes) == 1
     assert "step 1: out of memory; sampling in waves of" in whole.notes[0]
+    # It was not for the tape.
+    assert whole.keeps_tape
     next(first.steps())
     first.save_checkpoint(tmp_path / "one")
     second = start(load, resume=tmp_path / "one")

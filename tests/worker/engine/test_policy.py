@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -353,8 +354,16 @@ def test_an_adapter_may_leave_layers_alone(several: dict[str, Policy], tmp_path:
             torch.testing.assert_close(found[0], logits(own, TEXT[:1])[0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_loaded_model_stands_on_no_file(load: Load, tiny_model: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_model_stands_on_no_file_and_in_memory_once(
+    tiny_model: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
     """Its pages would be resident beside the copies, and a file cut short would end the process."""
-    policy = load()
-    assert str(tiny_model) not in Path("/proc/self/maps").read_text()
-    del policy
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
+    policy = Policy.load(folder, config=settings())
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert policy._llama is not None
+    for joined in policy._llama.products:
+        whole = joined.weight.untyped_storage().data_ptr()
+        assert all(layer.weight.untyped_storage().data_ptr() == whole for layer in joined.layers)

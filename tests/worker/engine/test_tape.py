@@ -18,14 +18,17 @@ from worker.engine.tape import Tape
 from worker.engine.update import compute_gradient
 
 
-def recorded(policy: Policy, grammar: Grammar | None, budget: int = 1 << 30) -> tuple[Tape, list[Group]]:
+def recorded(
+    policy: Policy, grammar: Grammar | None, budget: int = 1 << 30, temperature: float = 1.0
+) -> tuple[Tape, list[Group]]:
     """Sample groups of uneven answers onto a tape; every third answer's grade is missing."""
     prompts = prompts_for(policy, "a", "longer than the others by far", "bb")
     tape = Tape(budget)
     with policy.merged(), policy.recording(tape):
-        waves = sample(policy, prompts, Sampling("train", 1, 6, 40, 1.0, 5), grammar)
+        waves = sample(policy, prompts, Sampling("train", 1, 6, 40, temperature, 5), grammar)
         rollouts = [rollout for wave in waves for rollout in wave]
     assert len({len(rollout.token_ids) for rollout in rollouts}) > 2
+    assert tape._waiting == []
     groups = [
         Group(
             prompt.token_ids,
@@ -42,12 +45,15 @@ def recorded(policy: Policy, grammar: Grammar | None, budget: int = 1 << 30) -> 
 
 @pytest.mark.parametrize("constrained", [False, True])
 @pytest.mark.parametrize("budget", [WHOLE, 150])
-def test_training_from_the_tape_equals_computing_again(load: Load, constrained: bool, budget: int) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_training_from_the_tape_equals_computing_again(
+    load: Load, constrained: bool, budget: int, temperature: float
+) -> None:
     policy = load(trained=True)
     policy.stop_ids = (*policy.stop_ids, *range(20, 60))
     grammar = Grammar.from_json_schema(SCHEMA, policy.tokenizer) if constrained else None
-    tape, groups = recorded(policy, grammar)
-    config = replace(settings(), kl_beta=0.1)
+    tape, groups = recorded(policy, grammar, temperature=temperature)
+    config = replace(settings(), kl_beta=0.1, temperature=temperature)
     again = [
         replace(group, answers=tuple(replace(one, record=None) for one in group.answers)) for group in groups
     ]
@@ -98,40 +104,62 @@ def test_a_step_learns_the_same_with_and_without_a_tape(load: Load) -> None:
 
 
 def test_when_memory_runs_out_the_tape_goes_before_the_batches(load: Load) -> None:
-    """While it is put together, and while it is read: the gradient is that of computing again."""
+    """The gradient is that of computing again."""
     policy = load(trained=True)
     _, groups = recorded(policy, None)
     compute_gradient(policy, groups, settings(), None, WHOLE)
     expected = gradient_of(policy)
-    for broken in ("seal", "read"):
-        tape, groups = recorded(policy, None)
+    tape, groups = recorded(policy, None)
 
-        def fail(*_: object) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-        setattr(tape, broken, fail)
-        _, budget = compute_gradient(policy, groups, settings(), None, WHOLE, tape)
-        assert budget == WHOLE
-        assert tape.spilled
-        assert (tape._layers, tape._waiting, tape._means, tape._entropies) == ([], [], [], [])
-        assert_close(gradient_of(policy), expected)
-
-
-def test_a_tape_given_up_in_training_is_not_begun_again(load: Load) -> None:
-    run = start(load)
-    seal, failed = Tape.seal, []
-
-    def fail_once(tape: Tape, head: torch.Tensor) -> None:
-        if not failed:
-            failed.append(1)
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
-        seal(tape, head)
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tape, "seal", fail_once)
+        patch.setattr(tape, "read", fail)
+        _, budget = compute_gradient(policy, groups, settings(), None, WHOLE, tape)
+    assert budget == WHOLE
+    assert tape.spilled
+    assert (tape._layers, tape._waiting, tape._means, tape._entropies) == ([], [], [], [])
+    assert_close(gradient_of(policy), expected)
+
+
+@pytest.mark.parametrize("broken", ["record", "record_draws", "seal", "read"])
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_a_tape_that_memory_does_not_hold_is_given_up_for_good(load: Load, broken: str, prompts: int) -> None:
+    """Sampling goes on without it, in waves as large as before."""
+    run = start(load, lambda rollouts: [float(one.sample_index % 2) for one in rollouts], batch_size=prompts)
+    waves = run.policy.wave_tokens
+    work, failed = getattr(Tape, broken), []
+
+    def fail_once(tape: Tape, *given: object, **named: object) -> object:
+        # In the middle of the answers, where there is a middle.
+        if not failed and (tape.lines > 30 or broken == "record_draws"):
+            failed.append(1)
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
+        return work(tape, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tape, broken, fail_once)
         next(run.steps())
+    assert failed
     assert not run.keeps_tape
+    assert run.policy.wave_tokens == waves
     assert run.notes == ["step 1: out of memory; what sampling computed is computed again from here on"]
+
+
+def test_a_step_that_teaches_nothing_leaves_no_tape(load: Load) -> None:
+    run = start(load, score=lambda rollouts: [1.0] * len(rollouts))
+    next(run.steps())
+    assert (run._tape._layers, run._tape._means) == ([], [])
+    assert run.keeps_tape
+
+
+def test_a_tape_takes_one_sampling(load: Load) -> None:
+    policy = load(trained=True)
+    tape, _ = recorded(policy, None)
+    prompts = prompts_for(policy, "a")
+    with policy.merged(), policy.recording(tape), pytest.raises(RuntimeError, match="takes one sampling"):
+        list(sample(policy, prompts, Sampling("train", 1, 2, 4, 1.0, 5)))
 
 
 def test_a_tape_without_room_records_nothing(load: Load) -> None:
