@@ -1,6 +1,6 @@
 """Numbers, dates and durations as a person reads them. Every figure on a page passes through here.
 
-Templates get these as filters; nothing here knows a page. English for now, one place to change.
+Templates get these as filters; nothing here knows a page. All of it is English.
 """
 
 from datetime import UTC, datetime

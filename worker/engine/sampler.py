@@ -58,6 +58,8 @@ def sample(
         wave = waves(lengths[done:], sampling, policy.wave_tokens)[0]
         try:
             answers = _sample_wave(policy, prompts[done : done + wave.stop], sampling, grammar, on_answer)
+            if policy.tape is not None and done + wave.stop == len(prompts):
+                policy.tape.seal(policy.head)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -77,13 +79,6 @@ def sample(
             continue
         done += wave.stop
         yield answers
-    if policy.tape is not None:
-        try:
-            policy.tape.seal(policy.head)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            policy.tape.give_up(ran_out=True)
 
 
 def waves(lengths: Sequence[int], sampling: Sampling, budget: int) -> list[slice]:
