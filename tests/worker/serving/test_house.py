@@ -168,7 +168,8 @@ def test_a_client_that_goes_away_frees_its_row(served: Served, monkeypatch: pyte
     monkeypatch.setattr(served.house, "_turn", slow_turn)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logit_bias": {"0": -100}}
     with served.client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # held: letting go of it would end the connection
+        next(lines)
         until(lambda: rows(served) == 1)
     until(lambda: not rows(served))
     socket = str(served.context.settings.inference_socket)
